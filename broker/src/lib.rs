@@ -1,0 +1,17 @@
+//! The broker: a commitlog that is the log of a Raft group, and the queues, groups and edges on it.
+
+pub mod broker;
+pub mod catalog;
+pub mod command;
+pub mod config;
+pub mod entry;
+pub mod group;
+pub mod item;
+pub mod log;
+pub mod metrics;
+pub mod position;
+pub mod queue;
+pub mod registration;
+pub mod replica;
+pub mod retention;
+pub mod service;

@@ -1,0 +1,3 @@
+//! Queues as projections of the log: derived, always rebuildable.
+
+pub mod index;
