@@ -5,7 +5,7 @@
 
 use drumlin_proto::ids::{BrokerGroupName, GroupName, QueueKey, QueueOffset, TopicId, TopicName};
 
-use crate::position::EntryIndex;
+use crate::position::{EntryIndex, LogOffset};
 
 /// Identity of a consumer group in the log; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -92,6 +92,8 @@ pub enum Command {
     /// Forgets all entries below `below`.
     Trim {
         below: EntryIndex,
+        /// Where the frame of the entry `below` begins.
+        position: LogOffset,
     },
 }
 
@@ -110,8 +112,10 @@ pub struct Lease {
     pub skip_to: QueueOffset,
     /// Never delivered before; within `from..skip_to`, ascending.
     pub fresh: Vec<QueueOffset>,
-    /// Delivered before, due again, ascending; `consumed` ones are not wanted by the filter.
+    /// Delivered before, due again, ascending. Those that are not due at apply are left out.
     pub again: Vec<QueueOffset>,
+    /// Delivered before, due again, ascending, but not wanted by the filter: count as consumed.
+    pub unwanted: Vec<QueueOffset>,
 }
 
 /// One record of a granted lease.
@@ -173,4 +177,7 @@ pub enum Refusal {
     LeaseOutdated { planned: QueueOffset, actual: QueueOffset },
     #[error(transparent)]
     Lease(#[from] LeaseRefusal),
+    /// The proposer broke the command's contract.
+    #[error("the command is malformed: {field}")]
+    Malformed { field: &'static str },
 }
