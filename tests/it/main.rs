@@ -1,1 +1,3 @@
-//! it
+//! Real processes, one module per behaviour.
+
+mod durability;

@@ -1,1 +1,6 @@
-//! tests
+//! The harness: real processes on loopback, disks that lose power, and a checker of what they said.
+
+pub mod history;
+pub mod loop_disk;
+pub mod node;
+pub mod traffic;

@@ -1,0 +1,87 @@
+//! A file system of its own in a file, that can lose power.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, ensure};
+
+/// An ext4 file system in an image, mounted below a temporary folder; unmounted when dropped.
+#[derive(Debug)]
+pub struct LoopDisk {
+    image: PathBuf,
+    mount_point: PathBuf,
+    mounted: bool,
+}
+
+/// Asks the file system to shut down without writing anything more, not even its journal: what was
+/// not synced is gone, as after a loss of power. `_IOR('X', 125, u32)` with flag 2 (no log flush).
+const SHUTDOWN: &str = "import fcntl, os, struct, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+fcntl.ioctl(fd, 0x8004587D, struct.pack('I', 2))";
+
+impl LoopDisk {
+    /// Why loop devices cannot be used here, if so.
+    pub fn unavailable(dir: &Path) -> Option<String> {
+        match Self::create(&dir.join("probe"), 16) {
+            Ok(_) => None,
+            Err(error) => Some(format!("{error:#}")),
+        }
+    }
+
+    pub fn create(dir: &Path, mebibytes: u64) -> Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let (image, mount_point) = (dir.join("image"), dir.join("disk"));
+        std::fs::File::create(&image)?.set_len(mebibytes << 20)?;
+        std::fs::create_dir_all(&mount_point)?;
+        run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image))?;
+        let mut disk = Self { image, mount_point, mounted: false };
+        disk.mount()?;
+        Ok(disk)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.mount_point
+    }
+
+    /// Shuts the file system mounted at `mount_point` down: from now on every write and sync fails,
+    /// and what was not synced before is lost.
+    pub fn cut_power(mount_point: &Path) -> Result<()> {
+        run(Command::new("python3").args(["-c", SHUTDOWN]).arg(mount_point))?;
+        Ok(())
+    }
+
+    /// Mounts what is left after [`LoopDisk::cut_power`]. Nothing may run on it any more.
+    pub fn remount(&mut self) -> Result<()> {
+        self.unmount()?;
+        self.mount()
+    }
+
+    fn mount(&mut self) -> Result<()> {
+        run(Command::new("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.mount_point))?;
+        self.mounted = true;
+        Ok(())
+    }
+
+    fn unmount(&mut self) -> Result<()> {
+        run(Command::new("umount").arg(&self.mount_point))?;
+        self.mounted = false;
+        Ok(())
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        if self.mounted
+            && let Err(error) = self.unmount()
+        {
+            eprintln!("{} stays mounted: {error:#}", self.mount_point.display());
+        }
+    }
+}
+
+fn run(command: &mut Command) -> Result<Output> {
+    let output = command.output().with_context(|| format!("{command:?} does not start"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?} failed: {}", said.trim());
+    Ok(output)
+}
