@@ -50,6 +50,7 @@ impl Launch {
 #[derive(Debug)]
 pub struct Node {
     child: Child,
+    log_path: PathBuf,
     /// `host:port` of each port.
     pub nameserver: String,
     pub broker: String,
@@ -81,7 +82,9 @@ impl Node {
         let mut child = command.spawn().context("drumlin does not start")?;
         let stdout = child.stdout.take().expect("stdout is piped");
         match read_addresses(stdout) {
-            Ok((nameserver, broker, http)) => Ok(Self { child, nameserver, broker, http }),
+            Ok((nameserver, broker, http)) => {
+                Ok(Self { child, log_path, nameserver, broker, http })
+            }
             Err(error) => {
                 child.kill().ok();
                 let status = child.wait()?;
@@ -119,6 +122,11 @@ impl Node {
     /// Whether it has ended by itself.
     pub fn ended(&mut self) -> Result<bool> {
         Ok(self.child.try_wait()?.is_some())
+    }
+
+    /// All that it wrote to stderr so far.
+    pub fn log_text(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(&self.log_path)?)
     }
 
     /// Body of an HTTP GET, with its status code.

@@ -87,6 +87,56 @@ pub async fn produce(
     Ok(history)
 }
 
+/// What one send was told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sent {
+    Acknowledged {
+        queue: Queue,
+        offset: u64,
+    },
+    /// Not stored, or not known to be.
+    Refused {
+        code: status::Code,
+        message: String,
+    },
+}
+
+impl Sent {
+    /// Enters it into a history.
+    pub fn record(&self, history: &mut History, value: &str) -> Result<()> {
+        match self {
+            Self::Acknowledged { queue, offset } => {
+                let reused = history.acknowledged(*queue, *offset, value.to_owned());
+                ensure!(reused.is_none(), "{reused:?}");
+            }
+            Self::Refused { .. } => history.unknown(value.to_owned()),
+        }
+        Ok(())
+    }
+}
+
+/// Sends one value on a stream of its own.
+pub async fn send_one(channel: &Channel, value: &str, body_bytes: usize) -> Result<Sent> {
+    let request = ProduceRequest {
+        sequence: 1,
+        topic: TOPIC.into(),
+        queue_id: 0,
+        run: run_of(value, body_bytes),
+        resume: true,
+        timeout_ms: 5_000,
+    };
+    let mut client = BrokerClient::new(channel.clone());
+    let mut answers = client.produce(tokio_stream::iter([request])).await?.into_inner();
+    let answer = answers.next().await.context("the stream ended without an answer")??;
+    let status = answer.status.context("no status")?;
+    Ok(match status.code() {
+        status::Code::Ok => {
+            Sent::Acknowledged { queue: answer.queue_id, offset: answer.base_offset }
+        }
+        code => Sent::Refused { code, message: status.message },
+    })
+}
+
 fn run_of(value: &str, body_bytes: usize) -> bytes::Bytes {
     let mut body = value.as_bytes().to_vec();
     body.push(b' ');
