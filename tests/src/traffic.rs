@@ -8,8 +8,8 @@ use anyhow::{Context, Result, ensure};
 use drumlin_proto::native::admin_client::AdminClient;
 use drumlin_proto::native::broker_client::BrokerClient;
 use drumlin_proto::native::{
-    CommitOffsetRequest, CreateTopicRequest, FetchRequest, GetCommittedOffsetRequest, Position,
-    ProduceRequest, TopicType, fetch_request, position, status,
+    CommitOffsetRequest, CreateTopicRequest, FetchRequest, FetchedRun, GetCommittedOffsetRequest,
+    Position, ProduceRequest, TopicType, fetch_request, position, status,
 };
 use drumlin_proto::record::{RecordFields, Run, RunBuilder};
 use tokio::sync::mpsc;
@@ -152,12 +152,33 @@ fn run_of(value: &str, body_bytes: usize) -> bytes::Bytes {
 pub async fn read_all(channel: &Channel) -> Result<BTreeMap<Queue, Vec<(u64, Value)>>> {
     let mut queues = BTreeMap::new();
     for queue in 0..QUEUE_COUNT {
-        queues.insert(queue, read_queue(channel.clone(), queue).await?);
+        let mut records = Vec::new();
+        for fetched in read_queue(channel.clone(), queue).await? {
+            let run = Run::parse(fetched.run)?;
+            for (offset, record) in (fetched.base_offset..).zip(run.records()) {
+                let text = std::str::from_utf8(record.body())?;
+                let value = text.split(' ').next().context("an empty body")?.to_owned();
+                ensure!(record.message_id() == value, "{} holds {value}", record.message_id());
+                records.push((offset, value));
+            }
+        }
+        queues.insert(queue, records);
     }
     Ok(queues)
 }
 
-async fn read_queue(channel: Channel, queue_id: Queue) -> Result<Vec<(u64, Value)>> {
+/// Queue and store time of every run, in the order of the queues' offsets.
+pub async fn store_times(channel: &Channel) -> Result<Vec<(Queue, i64)>> {
+    let mut times = Vec::new();
+    for queue in 0..QUEUE_COUNT {
+        let runs = read_queue(channel.clone(), queue).await?;
+        times.extend(runs.into_iter().map(|fetched| (queue, fetched.store_time_ms)));
+    }
+    Ok(times)
+}
+
+/// All runs of a queue, from its oldest to the end it had when the last of them came.
+async fn read_queue(channel: Channel, queue_id: Queue) -> Result<Vec<FetchedRun>> {
     let (requests, receiver) = mpsc::channel(16);
     let open = fetch_request::Open {
         fetch_id: 1,
@@ -170,28 +191,23 @@ async fn read_queue(channel: Channel, queue_id: Queue) -> Result<Vec<(u64, Value
     requests.send(request).await?;
     let mut client = BrokerClient::new(channel).max_decoding_message_size(64 << 20);
     let mut answers = client.fetch(ReceiverStream::new(receiver)).await?.into_inner();
-    let mut records = Vec::new();
-    let mut next = None;
+    let mut runs: Vec<FetchedRun> = Vec::new();
+    let mut next = 0;
     while let Some(answer) = answers.next().await {
         let answer = answer?;
         let status = answer.status.unwrap_or_default();
         ensure!(status.code() == status::Code::Ok, "{status:?}");
-        next = next.or(answer.start_offset);
+        next = answer.start_offset.unwrap_or(next);
         for fetched in answer.runs {
-            let run = Run::parse(fetched.run)?;
-            for (offset, record) in (fetched.base_offset..).zip(run.records()) {
-                let text = std::str::from_utf8(record.body())?;
-                let value = text.split(' ').next().context("an empty body")?.to_owned();
-                ensure!(record.message_id() == value, "{} holds {value}", record.message_id());
-                records.push((offset, value));
-                next = Some(offset + 1);
-            }
+            next =
+                fetched.base_offset + u64::from(Run::from_log(fetched.run.clone())?.record_count());
+            runs.push(fetched);
         }
-        if next.unwrap_or(0) >= answer.max_offset {
+        if next >= answer.max_offset {
             break;
         }
     }
-    Ok(records)
+    Ok(runs)
 }
 
 /// Commits the end of what is acknowledged in each queue, once.
