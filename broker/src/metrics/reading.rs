@@ -1,0 +1,225 @@
+//! Gauges: what the broker looks like at the moment of a scrape.
+
+use std::sync::atomic::AtomicU64;
+
+use drumlin_proto::ids::{GroupName, TopicName};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::labels::{GroupLabel, TopicLabel, TopicOut};
+
+/// State of the data disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DiskState {
+    #[default]
+    Ok = 0,
+    Warn = 1,
+    RefusingWrites = 2,
+}
+
+/// One consumer group in one topic.
+#[derive(Clone, Debug)]
+pub struct GroupReading {
+    pub topic: TopicName,
+    pub group: GroupName,
+    /// Never delivered, or due again.
+    pub ready: u64,
+    /// Leased.
+    pub in_flight: u64,
+    /// Waiting for their next delivery.
+    pub in_retry: u64,
+    /// Age of the oldest that is not acknowledged; 0 without one.
+    pub lag_ms: u64,
+    /// Age of the oldest that was never delivered; 0 without one.
+    pub queueing_ms: u64,
+}
+
+/// Everything that gauges show, read at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    pub topic_count: u64,
+    pub group_count: u64,
+    pub groups: Vec<GroupReading>,
+    /// 2 read, 4 write, 6 both, as RocketMQ has them.
+    pub permission: u64,
+    pub appended_index: u64,
+    pub durable_index: u64,
+    pub committed_index: u64,
+    pub applied_index: u64,
+    pub trimmed_index: u64,
+    pub term: u64,
+    pub leads: bool,
+    /// Bytes of the log that are kept.
+    pub storage_bytes: u64,
+    pub flush_behind_bytes: u64,
+    pub dispatch_behind_bytes: u64,
+    /// Age of the oldest retained message.
+    pub reserve_time_ms: u64,
+    pub disk_total_bytes: u64,
+    pub disk_free_bytes: u64,
+    pub disk_state: DiskState,
+    pub started_s: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Storage {
+    storage_type: &'static str,
+    storage_medium: &'static str,
+}
+
+const LOCAL_DISK: Storage = Storage { storage_type: "local", storage_medium: "disk" };
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Build {
+    version: &'static str,
+}
+
+type Number = Gauge<u64, AtomicU64>;
+type Numbers<L> = Family<L, Number>;
+
+#[derive(Debug, Default)]
+pub(super) struct Gauges {
+    lag: Numbers<TopicOut>,
+    ready: Numbers<TopicOut>,
+    in_flight: Numbers<TopicOut>,
+    lag_ms: Numbers<TopicOut>,
+    queueing_ms: Numbers<TopicOut>,
+    permission: Number,
+    topics: Number,
+    groups: Number,
+    storage_bytes: Numbers<Storage>,
+    flush_behind: Numbers<Storage>,
+    dispatch_behind: Numbers<Storage>,
+    reserve_time: Numbers<Storage>,
+    index: Numbers<Kind>,
+    term: Number,
+    leader: Number,
+    disk_total: Number,
+    disk_free: Number,
+    disk_state: Number,
+    build: Numbers<Build>,
+    started: Number,
+}
+
+impl Gauges {
+    pub(super) fn register(&self, r: &mut Registry) {
+        let lag_ms = "Age of the oldest message not acknowledged, ms";
+        let queueing_ms = "Age of the oldest message never delivered, ms";
+        r.register("rocketmq_consumer_lag_messages", "Not acknowledged", self.lag.clone());
+        r.register("rocketmq_consumer_ready_messages", "Not yet delivered", self.ready.clone());
+        r.register("rocketmq_consumer_inflight_messages", "Leased", self.in_flight.clone());
+        r.register("rocketmq_consumer_lag_latency", lag_ms, self.lag_ms.clone());
+        r.register("rocketmq_consumer_lag_latency_milliseconds", lag_ms, self.lag_ms.clone());
+        r.register("rocketmq_consumer_queueing_latency", queueing_ms, self.queueing_ms.clone());
+        r.register(
+            "rocketmq_consumer_queueing_latency_milliseconds",
+            queueing_ms,
+            self.queueing_ms.clone(),
+        );
+        r.register("rocketmq_broker_permission", "2 read, 4 write", self.permission.clone());
+        r.register("rocketmq_topic_number", "Topics", self.topics.clone());
+        r.register("rocketmq_consumer_group_number", "Consumer groups", self.groups.clone());
+        r.register("rocketmq_storage_size", "Log bytes kept", self.storage_bytes.clone());
+        r.register(
+            "rocketmq_storage_flush_behind_bytes",
+            "Appended and not durable",
+            self.flush_behind.clone(),
+        );
+        r.register(
+            "rocketmq_storage_dispatch_behind_bytes",
+            "Durable and not applied",
+            self.dispatch_behind.clone(),
+        );
+        r.register(
+            "rocketmq_storage_message_reserve_time",
+            "Age of the oldest message kept, ms",
+            self.reserve_time.clone(),
+        );
+        self.register_ours(r);
+    }
+
+    fn register_ours(&self, r: &mut Registry) {
+        r.register("drumlin_commitlog_index", "Raft indexes of the log", self.index.clone());
+        r.register("drumlin_raft_term", "Raft term", self.term.clone());
+        r.register("drumlin_raft_leader", "1 where this node leads", self.leader.clone());
+        r.register("drumlin_disk_total_bytes", "Of the data disk", self.disk_total.clone());
+        r.register("drumlin_disk_free_bytes", "Of the data disk", self.disk_free.clone());
+        r.register(
+            "drumlin_disk_state",
+            "0 ok, 1 warn, 2 refusing writes",
+            self.disk_state.clone(),
+        );
+        r.register("drumlin_build_info", "Always 1", self.build.clone());
+        r.register("process_start_time_seconds", "Since the epoch", self.started.clone());
+    }
+
+    pub(super) fn set(&self, reading: &Reading, series_max: usize) {
+        self.set_groups(&reading.groups, series_max);
+        self.permission.set(reading.permission);
+        self.topics.set(reading.topic_count);
+        self.groups.set(reading.group_count);
+        for (family, value) in [
+            (&self.storage_bytes, reading.storage_bytes),
+            (&self.flush_behind, reading.flush_behind_bytes),
+            (&self.dispatch_behind, reading.dispatch_behind_bytes),
+            (&self.reserve_time, reading.reserve_time_ms),
+        ] {
+            family.get_or_create(&LOCAL_DISK).set(value);
+        }
+        for (kind, index) in [
+            ("appended", reading.appended_index),
+            ("durable", reading.durable_index),
+            ("committed", reading.committed_index),
+            ("applied", reading.applied_index),
+            ("trimmed", reading.trimmed_index),
+        ] {
+            self.index.get_or_create(&Kind { kind }).set(index);
+        }
+        self.term.set(reading.term);
+        self.leader.set(u64::from(reading.leads));
+        self.disk_total.set(reading.disk_total_bytes);
+        self.disk_free.set(reading.disk_free_bytes);
+        self.disk_state.set(match reading.disk_state {
+            DiskState::Ok => 0,
+            DiskState::Warn => 1,
+            DiskState::RefusingWrites => 2,
+        });
+        self.build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION") }).set(1);
+        self.started.set(reading.started_s);
+    }
+
+    /// Sums and maxima of what finds no room go to one series.
+    fn set_groups(&self, groups: &[GroupReading], series_max: usize) {
+        for family in [&self.lag, &self.ready, &self.in_flight, &self.lag_ms, &self.queueing_ms] {
+            family.clear();
+        }
+        for (nth, group) in groups.iter().enumerate() {
+            let labels = match nth < series_max {
+                true => TopicOut::new(
+                    TopicLabel::Named(group.topic.clone()),
+                    GroupLabel::Named(group.group.clone()),
+                    false,
+                ),
+                false => TopicOut::new(TopicLabel::Other, GroupLabel::Other, false),
+            };
+            let lag = group.ready + group.in_flight + group.in_retry;
+            self.lag.get_or_create(&labels).inc_by(lag);
+            self.ready.get_or_create(&labels).inc_by(group.ready);
+            self.in_flight.get_or_create(&labels).inc_by(group.in_flight);
+            raise(&self.lag_ms, &labels, group.lag_ms);
+            raise(&self.queueing_ms, &labels, group.queueing_ms);
+        }
+    }
+}
+
+fn raise(family: &Numbers<TopicOut>, labels: &TopicOut, value: u64) {
+    let gauge = family.get_or_create(labels);
+    gauge.set(gauge.get().max(value));
+}

@@ -1,0 +1,102 @@
+use super::labels::OTHER;
+use super::reading::GroupReading;
+use super::*;
+
+fn topic(name: &str) -> TopicName {
+    TopicName::parse(name).expect("a valid name")
+}
+
+fn group(name: &str) -> GroupName {
+    GroupName::parse(name).expect("a valid name")
+}
+
+fn scraped(metrics: &Metrics) -> String {
+    metrics.scrape(&Reading::default()).expect("text can be written")
+}
+
+#[test]
+fn stored_messages_are_counted_by_topic_type_and_bytes() {
+    let metrics = Metrics::default();
+    metrics.messages_in(&topic("orders"), RecordKind::Fifo, [10, 5000]);
+
+    let text = scraped(&metrics);
+
+    let series = r#"topic="orders",message_type="fifo",is_system="false"} "#;
+    assert!(text.lines().any(|line| {
+        line.starts_with("rocketmq_messages_in_total{") && line.contains(&format!("{series}2"))
+    }));
+    assert!(text.lines().any(|line| {
+        line.starts_with("rocketmq_throughput_in_total{") && line.contains(&format!("{series}5010"))
+    }));
+}
+
+#[test]
+fn topics_beyond_the_cap_share_one_series() {
+    let identity = Identity { cluster: "c".into(), broker_group: "a".into(), node: "a-0".into() };
+    let metrics = Metrics::new(&identity, 2);
+    for name in ["one", "two", "three", "four"] {
+        metrics.messages_in(&topic(name), RecordKind::Normal, [1]);
+    }
+    metrics.messages_in(&topic("one"), RecordKind::Normal, [1]);
+
+    let text = scraped(&metrics);
+
+    let counts: Vec<(&str, &str)> = text
+        .lines()
+        .filter(|line| line.starts_with("rocketmq_messages_in_total{"))
+        .filter_map(|line| {
+            let name = line.split("topic=\"").nth(1)?.split('"').next()?;
+            Some((name, line.rsplit(' ').next()?))
+        })
+        .collect();
+    assert_eq!(counts.len(), 3, "{counts:?}");
+    assert!(counts.contains(&("one", "2")));
+    assert!(counts.contains(&("two", "1")));
+    assert!(counts.contains(&(OTHER, "2")));
+}
+
+#[test]
+fn a_connection_counts_until_it_is_dropped() {
+    let metrics = Metrics::default();
+    let count = |metrics: &Metrics| {
+        let text = scraped(metrics);
+        let line = text.lines().find(|l| l.starts_with("rocketmq_producer_connections{"));
+        line.and_then(|l| l.rsplit(' ').next().map(str::to_owned))
+    };
+    let first = metrics.producer_connected("PYTHON", "5.1.2");
+    let second = metrics.producer_connected("PYTHON", "5.1.2");
+    assert_eq!(count(&metrics).as_deref(), Some("2"));
+    drop(first);
+    assert_eq!(count(&metrics).as_deref(), Some("1"));
+    drop(second);
+    assert_eq!(count(&metrics).as_deref(), Some("0"));
+}
+
+#[test]
+fn a_version_from_a_client_cannot_break_the_text() {
+    let metrics = Metrics::default();
+    let _connected = metrics.producer_connected("GO", "5\"}\n1.0\u{2028}x");
+    assert!(scraped(&metrics).contains(r#"version="51.0x""#));
+}
+
+#[test]
+fn groups_that_are_gone_leave_no_lag_behind() {
+    let metrics = Metrics::default();
+    let reading = Reading {
+        groups: vec![GroupReading {
+            topic: topic("orders"),
+            group: group("billing"),
+            ready: 3,
+            in_flight: 2,
+            in_retry: 1,
+            lag_ms: 40,
+            queueing_ms: 30,
+        }],
+        ..Reading::default()
+    };
+    let with = metrics.scrape(&reading).expect("text can be written");
+    assert!(with.lines().any(|line| {
+        line.starts_with("rocketmq_consumer_lag_messages{") && line.ends_with(" 6")
+    }));
+    assert!(!scraped(&metrics).contains("billing"));
+}
