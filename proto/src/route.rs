@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use crate::ids::BrokerGroupName;
 use crate::native::{self, TopicRoute, TopicType};
 use crate::rocketmq::{self, AddressScheme, MessageType, Permission};
 
@@ -35,6 +36,29 @@ pub fn place_of_message_group(message_group: &str, queue_counts: &[u32]) -> Opti
     let total: u32 = queue_counts.iter().fold(0, |sum, count| sum.saturating_add(*count));
     let chosen = usize::try_from(queue_of_message_group(message_group, total)).ok()?;
     queues_in_route_order(queue_counts).nth(chosen)
+}
+
+/// What separates a broker group's name from the rest of a receipt handle; no name contains it.
+pub const HANDLE_SEPARATOR: char = '.';
+
+/// The broker group that gave a receipt handle: its text up to the first [`HANDLE_SEPARATOR`].
+///
+/// Every process can find the owner of a handle by this; the rest is the owner's business.
+pub fn broker_group_of_handle(receipt_handle: &str) -> Option<BrokerGroupName> {
+    let (name, _) = receipt_handle.split_once(HANDLE_SEPARATOR)?;
+    BrokerGroupName::parse(name).ok()
+}
+
+/// The name that a topic or consumer group has inside: its namespace in front where one is given,
+/// in the resource or else in the call's `x-mq-namespace` header.
+pub fn name_with_namespace(resource: &rocketmq::Resource, header_namespace: &str) -> String {
+    let own = resource.resource_namespace.as_str();
+    let namespace = if own.is_empty() { header_namespace } else { own };
+    if namespace.is_empty() {
+        resource.name.clone()
+    } else {
+        format!("{namespace}%{}", resource.name)
+    }
 }
 
 /// One address with its scheme, as RocketMQ clients want it: exactly one address.
@@ -199,6 +223,26 @@ mod tests {
         };
         assert_eq!(ids(false), [("a".to_owned(), -1), ("b".to_owned(), -1)]);
         assert_eq!(ids(true), [("a".to_owned(), 0), ("b".to_owned(), 0), ("a".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn handles_lead_to_their_broker_group() {
+        let named = |handle| broker_group_of_handle(handle).map(|name| name.to_string());
+        assert_eq!(named("broker-a.17.x.y"), Some("broker-a".to_owned()));
+        assert_eq!(named("broker-a"), None);
+        assert_eq!(named(".17"), None);
+        assert_eq!(named("bad name.17"), None);
+    }
+
+    #[test]
+    fn namespace_of_the_resource_goes_before_that_of_the_header() {
+        let resource = |namespace: &str| rocketmq::Resource {
+            resource_namespace: namespace.into(),
+            name: "orders".into(),
+        };
+        assert_eq!(name_with_namespace(&resource(""), ""), "orders");
+        assert_eq!(name_with_namespace(&resource(""), "eu"), "eu%orders");
+        assert_eq!(name_with_namespace(&resource("us"), "eu"), "us%orders");
     }
 
     #[test]
