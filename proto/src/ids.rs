@@ -196,3 +196,66 @@ pub struct QueueKey {
     pub topic: TopicId,
     pub queue: QueueId,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topic_names_are_what_rocketmq_allows() {
+        for name in ["orders", "a", "A-b_c|d%e", "%RETRY%g", "%DLQ%g", &"t".repeat(127)] {
+            assert_eq!(TopicName::parse(name).map(|n| n.to_string()), Ok(name.to_owned()));
+        }
+        assert_eq!(TopicName::parse(""), Err(InvalidName::Empty));
+        for (name, c) in [("a b", ' '), ("a/b", '/'), ("caf\u{e9}", '\u{e9}'), ("a\n", '\n')] {
+            assert_eq!(TopicName::parse(name), Err(InvalidName::Character(c)));
+        }
+    }
+
+    #[test]
+    fn longest_names_pass_and_one_more_is_refused() {
+        let too_long = |chars_max| InvalidName::TooLong { chars: chars_max + 1, chars_max };
+        let name = |chars| "x".repeat(chars);
+        assert_eq!(TopicName::parse(&name(128)), Err(too_long(TOPIC_CHARS_MAX)));
+        assert!(GroupName::parse(&name(120)).is_ok());
+        assert_eq!(GroupName::parse(&name(121)), Err(too_long(GROUP_CHARS_MAX)));
+        assert!(BrokerGroupName::parse(&name(63)).is_ok());
+        assert_eq!(BrokerGroupName::parse(&name(64)), Err(too_long(BROKER_GROUP_CHARS_MAX)));
+        let derived = |chars: usize| format!("%DLQ%{}", name(chars - 5));
+        assert!(TopicName::parse(&derived(255)).is_ok());
+        let refused = TopicName::parse(&derived(256));
+        assert_eq!(refused, Err(too_long(DERIVED_TOPIC_CHARS_MAX)));
+    }
+
+    #[test]
+    fn reserved_names_are_refused() {
+        for name in ["TBW102", "SCHEDULE_TOPIC_XXXX", "rmq_sys_anything"] {
+            assert_eq!(TopicName::parse(name), Err(InvalidName::Reserved(name.to_owned())));
+        }
+        let name = "CID_RMQ_SYS_x";
+        assert_eq!(GroupName::parse(name), Err(InvalidName::Reserved(name.to_owned())));
+    }
+
+    #[test]
+    fn broker_groups_can_be_part_of_file_names() {
+        for name in ["a/b", "a.b", "a|b", "a%b", ".."] {
+            assert!(matches!(BrokerGroupName::parse(name), Err(InvalidName::Character(_))));
+        }
+    }
+
+    #[test]
+    fn dead_letter_topic_of_the_longest_group_is_a_valid_topic() {
+        let group = GroupName::parse(&"g".repeat(GROUP_CHARS_MAX)).unwrap();
+        let topic = TopicName::dead_letter(&group);
+        assert_eq!(TopicName::parse(topic.as_str()), Ok(topic.clone()));
+        assert!(topic.is_derived());
+        assert!(!TopicName::parse("orders").unwrap().is_derived());
+    }
+
+    #[test]
+    fn offsets_count_forward_only() {
+        let offset = QueueOffset::new(5);
+        assert_eq!(offset.count_to(offset.advance(3)), 3);
+        assert_eq!(offset.advance(3).count_to(offset), 0);
+    }
+}

@@ -108,8 +108,10 @@ fn reseal(run: &mut [u8]) {
     run[40..44].copy_from_slice(&crc.to_le_bytes());
 }
 
+type Attributes<'a> = &'a [(u8, &'a [u8])];
+
 /// A run of one record with these attributes as they are.
-fn run_with_attributes(kind: u8, attributes: &[(u8, &[u8])]) -> Bytes {
+fn run_with_attributes(kind: u8, attributes: Attributes<'_>) -> Bytes {
     let mut list = BytesMut::new();
     for (kind, value) in attributes {
         list.put_u8(*kind);
@@ -139,7 +141,7 @@ proptest! {
     fn what_went_in_comes_out(records in vec(any_record(), 1..6)) {
         let run = Run::parse(run_of(&records)).unwrap();
         let read: Vec<_> = run.records().map(Owned::of).collect();
-        prop_assert_eq!(read, records.clone());
+        prop_assert_eq!(&read, &records);
         for (record, fields) in run.records().zip(&records) {
             prop_assert_eq!(record.record_bytes(), fields.fields().record_bytes());
             prop_assert_eq!(record.kind(), fields.fields().kind());
@@ -252,7 +254,7 @@ fn special_attributes_are_refused_by_their_kind() {
 #[test]
 fn wrong_attributes_are_refused_with_their_name() {
     let long = vec![b'x'; TEXT_BYTES_MAX + 1];
-    let cases: [(u8, &[(u8, &[u8])], &str); 14] = [
+    let cases: [(u8, Attributes<'_>, &str); 14] = [
         (1, &[(TAG, b"eu")], "message id"),
         (1, &[(MESSAGE_ID, b"")], "message id"),
         (1, &[(MESSAGE_ID, b"\xff")], "message id"),
