@@ -7,6 +7,10 @@ use drumlin_proto::ids::{BrokerGroupName, GroupName, QueueKey, QueueOffset, Topi
 
 use crate::position::{EntryIndex, LogOffset};
 
+mod archive;
+
+pub use archive::{CommandError, decode, encode};
+
 /// Identity of a consumer group in the log; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupId(pub u32);
@@ -28,12 +32,27 @@ pub enum TopicType {
     Mixed = 3,
 }
 
+impl TopicType {
+    /// The type of a code on disk.
+    pub fn from_code(code: u8) -> Option<Self> {
+        [Self::Normal, Self::Fifo, Self::Mixed].into_iter().find(|known| *known as u8 == code)
+    }
+}
+
 /// Where a new consumer group begins in a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum GroupStart {
     Earliest = 1,
+    /// What is stored after the group was created.
     Latest = 2,
+}
+
+impl GroupStart {
+    /// The start of a code on disk.
+    pub fn from_code(code: u8) -> Option<Self> {
+        [Self::Earliest, Self::Latest].into_iter().find(|known| *known as u8 == code)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
