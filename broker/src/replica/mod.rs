@@ -1,23 +1,43 @@
 //! Consensus: the only module that names openraft. What is proposed here comes back applied, in one
 //! order, durable.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use drumlin_proto::ids::{QueueKey, QueueOffset};
+use drumlin_proto::ids::{QueueKey, QueueOffset, TopicId};
 use drumlin_proto::record::Run;
+use openraft::ReadPolicy;
+use openraft::async_runtime::WatchReceiver;
 use parking_lot::RwLockReadGuard;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::command::{Command, Outcome, Refusal};
 use crate::log::{Log, ReadError};
-use crate::position::{EntryIndex, LogOffset, Term};
+use crate::position::{EntryId, EntryIndex, LogOffset, Term};
 use crate::queue::index::{Index, Line};
 
+pub mod clock;
+pub mod membership;
+pub mod start;
 pub mod state;
 
+mod checkpointing;
+mod clock_source;
+mod log_store;
+mod network;
+mod proposer;
+mod published;
+mod raft_types;
+mod state_machine;
+mod status;
+mod trimming;
+
+use checkpointing::Checkpoints;
+use clock_source::ClockSource;
+use proposer::{ProposerHandle, RunsRefused};
+use published::Published;
+use raft_types::{Raft, entry_id};
 use state::State;
 
 /// One thing to be ordered.
@@ -85,7 +105,34 @@ pub struct Applying {
 
 /// Handle of this node's replica; clones share it.
 #[derive(Clone, Debug)]
-pub struct Replica {}
+pub struct Replica {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    published: Arc<Published>,
+    log: Log,
+    raft: Raft,
+    proposer: ProposerHandle,
+    clock: Arc<ClockSource>,
+    status: watch::Receiver<RaftStatus>,
+    refused: watch::Sender<RunsRefused>,
+    checkpoints: Checkpoints,
+    clock_jump_ms: watch::Receiver<u64>,
+}
+
+/// How far this node has come, as operators see it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    pub term: Term,
+    pub leads: bool,
+    /// Behind the last entry, synced or not.
+    pub appended_end: EntryIndex,
+    pub durable_end: EntryIndex,
+    pub committed_end: EntryIndex,
+    pub applied_end: EntryIndex,
+}
 
 impl Replica {
     /// Queues an item in the order of the calls and answers once it is applied and durable here.
@@ -93,65 +140,158 @@ impl Replica {
     /// The order of calls is the order in the log, also where the futures are awaited later.
     pub fn propose(
         &self,
-        _item: Item,
-        _deadline: Option<Instant>,
-    ) -> impl Future<Output = Result<Applied, ProposeError>> + Send + 'static {
-        std::future::ready(Err(ProposeError::Expired))
+        item: Item,
+        deadline: Option<Instant>,
+    ) -> impl Future<Output = Result<Applied, ProposeError>> + Send + use<> {
+        self.shared.proposer.propose(item, deadline)
     }
 
     /// The applied state, for short reads: holding it delays apply. Never across an await.
     pub fn view(&self) -> RwLockReadGuard<'_, Applying> {
-        unimplemented!()
+        self.shared.published.applying.read()
     }
 
     pub fn raft_status(&self) -> watch::Receiver<RaftStatus> {
-        unimplemented!()
+        self.shared.status.clone()
     }
 
     pub fn readable_end(&self) -> watch::Receiver<ReadableEnd> {
-        unimplemented!()
+        self.shared.published.readable()
     }
 
     /// Oldest and behind the newest readable offset; `None` if there is no such queue.
-    pub fn queue_range(&self, _queue: QueueKey) -> Option<(QueueOffset, QueueOffset)> {
-        unimplemented!()
+    pub fn queue_range(&self, queue: QueueKey) -> Option<(QueueOffset, QueueOffset)> {
+        let readable = *self.shared.published.readable().borrow();
+        let applying = self.view();
+        let range = applying.state.queue_range(queue)?;
+        let (min, applied_end) = (range.min, range.end);
+        if self.shared.published.applied_position() <= readable.position {
+            return Some((min, applied_end));
+        }
+        match applying.index.first_from(queue, readable.position) {
+            Ok(unreadable) => Some((min, unreadable.map_or(applied_end, |line| line.base_offset))),
+            Err(error) => {
+                tracing::error!(?queue, %error, "the queue index cannot be read");
+                Some((min, min))
+            }
+        }
     }
 
     /// Readable lines of a queue from `from` on.
     pub fn lines_from(
         &self,
-        _queue: QueueKey,
-        _from: QueueOffset,
-        _lines_max: usize,
+        queue: QueueKey,
+        from: QueueOffset,
+        lines_max: usize,
     ) -> Result<Vec<Line>, ReadError> {
-        unimplemented!()
+        let readable = *self.shared.published.readable().borrow();
+        let mut lines = self.view().index.lines_from(queue, from, lines_max)?;
+        lines.retain(|line| line.position < readable.position);
+        Ok(lines)
     }
 
     /// The run of a line, as stored.
-    pub fn read_run(&self, _line: &Line) -> Result<Bytes, ReadError> {
-        unimplemented!()
+    pub fn read_run(&self, line: &Line) -> Result<Bytes, ReadError> {
+        self.shared.log.read(line.position, line.bytes)
     }
 
     /// Told whenever something of the topic became readable or due: new runs, leases that changed.
     /// Register before looking, then wait.
-    pub fn topic_wakes(&self, _topic: drumlin_proto::ids::TopicId) -> Arc<Notify> {
-        unimplemented!()
+    pub fn topic_wakes(&self, topic: TopicId) -> Arc<Notify> {
+        self.shared.published.waiters(topic)
     }
 
     /// The leader clock now, ms since the epoch.
     pub fn clock_ms(&self) -> u64 {
-        unimplemented!()
+        self.shared.clock.entry_ms()
+    }
+
+    /// By how many ms the last election moved the clock past the log's highest; 0 for a new log.
+    pub fn clock_jump_ms(&self) -> u64 {
+        *self.shared.clock_jump_ms.borrow()
     }
 
     /// Waits until this node leads and has applied all that was committed before the call.
     pub async fn read_barrier(&self) -> Result<(), ProposeError> {
-        unimplemented!()
+        let mut status = self.shared.status.clone();
+        let me = *self.shared.raft.node_id();
+        let decided =
+            |status: &RaftStatus| status.serving || status.leader.is_some_and(|id| id != me);
+        let decided = tokio::time::timeout(proposer::ELECTION_PATIENCE, status.wait_for(decided));
+        match decided.await {
+            Ok(Ok(status)) if status.serving => {}
+            Ok(Ok(status)) => return Err(ProposeError::NotLeader { leader: status.leader }),
+            Ok(Err(_)) => return Err(ProposeError::Stopped("the replica has ended".into())),
+            Err(_) => return Err(ProposeError::NotLeader { leader: None }),
+        }
+        let read = self.shared.raft.ensure_linearizable(ReadPolicy::LeaseRead).await;
+        let upto = match read {
+            Ok(read) => entry_id(read.log_id()).index,
+            Err(error) => match error.forward_to_leader() {
+                Some(to) => return Err(ProposeError::NotLeader { leader: to.leader_id }),
+                None => return Err(ProposeError::Stopped(error.to_string())),
+            },
+        };
+        let mut readable = self.readable_end();
+        match readable.wait_for(|end| end.index > upto).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(ProposeError::Stopped("the replica has ended".into())),
+        }
+    }
+
+    /// Refuses runs with this reason from now on; `None` takes them again. Commands always pass.
+    pub fn refuse_runs(&self, reason: Option<String>) {
+        self.shared.refused.send_if_modified(|refused| {
+            let changes = refused.as_deref() != reason.as_deref();
+            if changes {
+                *refused = reason.map(Arc::from);
+            }
+            changes
+        });
+    }
+
+    /// Why runs are refused now, if they are.
+    pub fn runs_refused(&self) -> Option<String> {
+        self.shared.refused.borrow().as_deref().map(str::to_owned)
+    }
+
+    /// Bytes of items whose outcome is not known yet.
+    pub fn in_flight_bytes(&self) -> u64 {
+        self.shared.proposer.in_flight_bytes()
+    }
+
+    pub fn progress(&self) -> Progress {
+        let metrics = self.shared.raft.metrics().borrow_watched().clone();
+        let end = |id: Option<EntryId>| id.map_or(EntryIndex::ZERO, |id| id.index.next());
+        Progress {
+            term: Term::new(metrics.current_term),
+            leads: metrics.state.is_leader(),
+            appended_end: end(self.shared.log.last()),
+            durable_end: self.shared.log.durable_end().borrow().index,
+            committed_end: end(metrics.local_committed.as_ref().map(entry_id)),
+            applied_end: end(self.shared.published.applied().borrow().id),
+        }
+    }
+
+    /// Takes a checkpoint of what is applied now; returns once it is durable.
+    pub async fn checkpoint(&self) -> Result<(), ProposeError> {
+        let stopped = || ProposeError::Stopped("the state machine has ended".into());
+        let taken = self.shared.raft.with_state_machine(|machine| {
+            let written = machine.demand_checkpoint();
+            Box::pin(std::future::ready(written))
+        });
+        match taken.await.map_err(|_| stopped())? {
+            Some(written) => written.await.map_err(|_| stopped()),
+            None => Ok(()),
+        }
+    }
+
+    /// Up to where this node's retention may go: what the older of its two checkpoints covers.
+    pub fn trim_limit(&self) -> EntryIndex {
+        self.shared.checkpoints.covered_end()
     }
 
     pub fn log(&self) -> &Log {
-        unimplemented!()
+        &self.shared.log
     }
 }
-
-/// Waiters by topic.
-pub type Wakes = BTreeMap<u32, Arc<Notify>>;

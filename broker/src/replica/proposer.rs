@@ -1,0 +1,447 @@
+//! What waits becomes one entry: merges proposals, keeps a small window of entries that are not
+//! durable yet, and tells each proposer what became of its item.
+//!
+//! One task proposes, a second one answers; both in the order of the calls. There is no timer: a
+//! lone item waits for nothing, and entries grow by themselves while the window is full.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use drumlin_proto::ids::QueueKey;
+use drumlin_proto::record::RunHeader;
+use openraft::alias::OneshotReceiverOf;
+use openraft::errors::ClientWriteError;
+use openraft::impls::ProgressResponder;
+use openraft::raft::ClientWriteResult;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::clock_source::ClockSource;
+use super::raft_types::{Payload, Raft, TypeConfig};
+use super::{Applied, Item, ProposeError, RaftStatus, ReadableEnd};
+use crate::command::{Command, Refusal};
+use crate::entry::EntryKind;
+use crate::item::PayloadBuilder;
+use crate::position::EntryIndex;
+
+/// An entry is closed once it has this much.
+const ENTRY_BYTES_TARGET: usize = 256 << 10;
+/// Bytes of payload that no entry exceeds.
+pub(crate) const ENTRY_BYTES_MAX: usize = 8 << 20;
+/// Runs of one queue are merged up to this.
+const MERGED_BYTES_MAX: usize = 256 << 10;
+/// Entries that may be not durable here.
+const WINDOW_ENTRIES: usize = 4;
+/// What an item costs beside its bytes.
+const ITEM_OVERHEAD_BYTES: usize = 256;
+/// Entries that wait to be answered; openraft holds fewer.
+const UNANSWERED_ENTRIES_MAX: usize = 1024;
+/// How long items wait while nobody leads.
+pub(crate) const ELECTION_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why runs of users are refused now; `None` while they are not.
+pub(crate) type RunsRefused = Option<Arc<str>>;
+
+/// The way in; clones share the queue.
+#[derive(Clone, Debug)]
+pub(crate) struct ProposerHandle {
+    /// Bounded by `permits`: whatever lies in it holds its bytes.
+    queue: mpsc::UnboundedSender<Waiting>,
+    permits: Arc<Semaphore>,
+    bytes_max: u64,
+    refused: watch::Receiver<RunsRefused>,
+    stop: CancellationToken,
+}
+
+/// An item that waits for its entry.
+#[derive(Debug)]
+struct Waiting {
+    item: Item,
+    deadline: Option<Instant>,
+    reply: Reply,
+}
+
+/// The way back to one proposer; its bytes count as in flight until it is used.
+#[derive(Debug)]
+struct Reply {
+    sender: oneshot::Sender<Result<Applied, ProposeError>>,
+    _in_flight: OwnedSemaphorePermit,
+}
+
+impl Reply {
+    fn send(self, result: Result<Applied, ProposeError>) {
+        // A proposer that no longer waits does not care.
+        self.sender.send(result).ok();
+    }
+}
+
+impl ProposerHandle {
+    /// Queues an item; see [`super::Replica::propose`].
+    pub(crate) fn propose(
+        &self,
+        item: Item,
+        deadline: Option<Instant>,
+    ) -> impl Future<Output = Result<Applied, ProposeError>> + Send + use<> {
+        let queued = self.queue(item, deadline);
+        async move {
+            match queued {
+                Ok(answer) => answer.await.unwrap_or(Err(ProposeError::UnknownOutcome)),
+                Err(error) => Err(error),
+            }
+        }
+    }
+
+    fn queue(
+        &self,
+        item: Item,
+        deadline: Option<Instant>,
+    ) -> Result<oneshot::Receiver<Result<Applied, ProposeError>>, ProposeError> {
+        if matches!(item, Item::Run { .. })
+            && let Some(reason) = self.refused.borrow().as_deref()
+        {
+            return Err(ProposeError::DiskFull(reason.to_owned()));
+        }
+        let cost = u32::try_from(item_bytes(&item) + ITEM_OVERHEAD_BYTES).unwrap_or(u32::MAX);
+        let in_flight = Arc::clone(&self.permits).try_acquire_many_owned(cost).map_err(|_| {
+            let free = u64::try_from(self.permits.available_permits()).unwrap_or(u64::MAX);
+            ProposeError::Busy {
+                waiting_bytes: self.bytes_max.saturating_sub(free),
+                bytes_max: self.bytes_max,
+            }
+        })?;
+        let (sender, answer) = oneshot::channel();
+        let reply = Reply { sender, _in_flight: in_flight };
+        self.queue
+            .send(Waiting { item, deadline, reply })
+            .map_err(|_| ProposeError::Stopped("the proposer has ended".into()))?;
+        Ok(answer)
+    }
+
+    /// Takes no more; what waits is answered with "stopped", what is under way with its outcome.
+    pub(crate) fn close(&self) {
+        self.stop.cancel();
+    }
+
+    /// Bytes of items whose outcome is not known yet.
+    pub(crate) fn in_flight_bytes(&self) -> u64 {
+        let free = u64::try_from(self.permits.available_permits()).unwrap_or(u64::MAX);
+        self.bytes_max.saturating_sub(free)
+    }
+}
+
+fn item_bytes(item: &Item) -> usize {
+    match item {
+        Item::Run { run, .. } => run.as_bytes().len(),
+        // Commands name at most some thousand records; their archives are of this order.
+        Item::Command(_) => 1024,
+    }
+}
+
+/// What the proposer works with.
+#[derive(Debug)]
+pub(crate) struct ProposerParts {
+    pub(crate) raft: Raft,
+    pub(crate) status: watch::Receiver<RaftStatus>,
+    pub(crate) clock: Arc<ClockSource>,
+    pub(crate) readable: watch::Receiver<ReadableEnd>,
+    pub(crate) refused: watch::Receiver<RunsRefused>,
+    pub(crate) in_flight_bytes_max: u64,
+    pub(crate) stop: CancellationToken,
+}
+
+/// Its two tasks, to be joined by whoever started them.
+pub(crate) type ProposerTasks = [tokio::task::JoinHandle<()>; 2];
+
+/// Starts the two tasks. They end when `stop` is cancelled or Raft has stopped.
+pub(crate) fn start(parts: ProposerParts) -> (ProposerHandle, ProposerTasks) {
+    let (queue, waiting) = mpsc::unbounded_channel();
+    let (proposed, unanswered) = mpsc::channel(UNANSWERED_ENTRIES_MAX);
+    let permits = usize::try_from(parts.in_flight_bytes_max)
+        .map_or(Semaphore::MAX_PERMITS, |bytes| bytes.min(Semaphore::MAX_PERMITS));
+    let handle = ProposerHandle {
+        queue,
+        permits: Arc::new(Semaphore::new(permits)),
+        bytes_max: parts.in_flight_bytes_max,
+        refused: parts.refused.clone(),
+        stop: parts.stop.clone(),
+    };
+    let answering = tokio::spawn(answer_all(unanswered, parts.readable.clone()));
+    let proposer = Proposer {
+        parts,
+        waiting,
+        held: None,
+        window: Arc::new(Semaphore::new(WINDOW_ENTRIES)),
+        proposed,
+    };
+    (handle, [tokio::spawn(proposer.run()), answering])
+}
+
+struct Proposer {
+    parts: ProposerParts,
+    waiting: mpsc::UnboundedReceiver<Waiting>,
+    /// Taken from the queue, but too large for the entry before.
+    held: Option<Waiting>,
+    window: Arc<Semaphore>,
+    proposed: mpsc::Sender<Proposed>,
+}
+
+impl Proposer {
+    async fn run(mut self) {
+        let stop = self.parts.stop.clone();
+        let reason = loop {
+            let proposing = async {
+                let first = self.next().await?;
+                let window = Arc::clone(&self.window).acquire_owned().await.ok()?;
+                Some((first, window))
+            };
+            let taken = tokio::select! {
+                () = stop.cancelled() => break "shutdown",
+                taken = proposing => taken,
+            };
+            let Some((first, window)) = taken else { break "no proposer is left" };
+            let items = self.gather(first);
+            if !self.propose(items, window).await {
+                break "raft has stopped";
+            }
+        };
+        self.waiting.close();
+        while let Some(waiting) = self.held.take().or_else(|| self.waiting.try_recv().ok()) {
+            waiting.reply.send(Err(ProposeError::Stopped(reason.into())));
+        }
+    }
+
+    async fn next(&mut self) -> Option<Waiting> {
+        match self.held.take() {
+            Some(held) => Some(held),
+            None => self.waiting.recv().await,
+        }
+    }
+
+    /// What waits now, up to an entry's size.
+    fn gather(&mut self, first: Waiting) -> Vec<Waiting> {
+        let mut bytes = item_bytes(&first.item);
+        let mut items = vec![first];
+        while bytes < ENTRY_BYTES_TARGET {
+            let Ok(next) = self.waiting.try_recv() else { break };
+            let next_bytes = item_bytes(&next.item);
+            if bytes + next_bytes > ENTRY_BYTES_MAX - (64 << 10) {
+                self.held = Some(next);
+                break;
+            }
+            bytes += next_bytes;
+            items.push(next);
+        }
+        items
+    }
+
+    /// False once Raft has stopped.
+    async fn propose(&mut self, items: Vec<Waiting>, window: OwnedSemaphorePermit) -> bool {
+        if let Err(leader) = self.wait_until_serving().await {
+            for waiting in items {
+                waiting.reply.send(Err(ProposeError::NotLeader { leader }));
+            }
+            return true;
+        }
+        let refused = self.parts.refused.borrow().clone();
+        let items = admit(items, Instant::now(), refused.as_deref());
+        if items.is_empty() {
+            return true;
+        }
+        let (payload, replies) = build(merge(items), self.parts.clock.entry_ms(), window);
+        let (responder, outcome) = ProgressResponder::complete_only();
+        if let Err(fatal) = self.parts.raft.client_write_ff(payload, Some(responder)).await {
+            for piece in replies {
+                piece.fail(&ProposeError::Stopped(fatal.to_string()));
+            }
+            return false;
+        }
+        self.proposed.send(Proposed { outcome, replies }).await.is_ok()
+    }
+
+    /// Waits while nobody is known to lead. Errors: who leads instead, if known.
+    async fn wait_until_serving(&mut self) -> Result<(), Option<u64>> {
+        let me = *self.parts.raft.node_id();
+        let decided = |status: &RaftStatus| {
+            status.serving || status.leader.is_some_and(|leader| leader != me)
+        };
+        let status = match tokio::time::timeout(
+            ELECTION_PATIENCE,
+            self.parts.status.wait_for(decided),
+        )
+        .await
+        {
+            Ok(Ok(status)) => *status,
+            Ok(Err(_)) | Err(_) => return Err(None),
+        };
+        if status.serving { Ok(()) } else { Err(status.leader) }
+    }
+}
+
+/// Answers those whose deadline has passed, and runs while they are refused; returns the others.
+fn admit(items: Vec<Waiting>, now: Instant, refused: Option<&str>) -> Vec<Waiting> {
+    let mut admitted = Vec::with_capacity(items.len());
+    for waiting in items {
+        if waiting.deadline.is_some_and(|deadline| deadline <= now) {
+            waiting.reply.send(Err(ProposeError::Expired));
+        } else if let (Some(reason), Item::Run { .. }) = (refused, &waiting.item) {
+            waiting.reply.send(Err(ProposeError::DiskFull(reason.to_owned())));
+        } else {
+            admitted.push(waiting);
+        }
+    }
+    admitted
+}
+
+/// One item of an entry and who waits for it.
+#[derive(Debug)]
+enum Piece {
+    Runs { header: RunHeader, records: Vec<Bytes>, replies: Vec<(u64, Reply)> },
+    Command { command: Command, reply: Reply },
+}
+
+/// Runs of one queue become one item, unless a command lies between them: what a command finds must
+/// not depend on what waited with it.
+fn merge(items: Vec<Waiting>) -> Vec<Piece> {
+    let mut pieces: Vec<Piece> = Vec::with_capacity(items.len());
+    let mut open: HashMap<QueueKey, usize> = HashMap::new();
+    for waiting in items {
+        match waiting.item {
+            Item::Command(command) => {
+                open.clear();
+                pieces.push(Piece::Command { command, reply: waiting.reply });
+            }
+            Item::Run { queue, run } => {
+                let count = u64::from(run.record_count());
+                let header = run.header().placed(queue, 0);
+                let open_piece = open.get(&queue).and_then(|at| pieces.get_mut(*at));
+                if let Some(Piece::Runs { header: merged, records, replies }) = open_piece
+                    && merged.extend(&header, MERGED_BYTES_MAX)
+                {
+                    records.push(run.records_bytes());
+                    replies.push((count, waiting.reply));
+                } else {
+                    open.insert(queue, pieces.len());
+                    let records = vec![run.records_bytes()];
+                    pieces.push(Piece::Runs {
+                        header,
+                        records,
+                        replies: vec![(count, waiting.reply)],
+                    });
+                }
+            }
+        }
+    }
+    pieces
+}
+
+/// Who waits for one item of a proposed entry.
+#[derive(Debug)]
+enum Replies {
+    /// Record counts of the runs that were merged, in order.
+    Runs(Vec<(u64, Reply)>),
+    Command(Reply),
+}
+
+impl Replies {
+    fn fail(self, error: &ProposeError) {
+        match self {
+            Self::Runs(replies) => {
+                for (_, reply) in replies {
+                    reply.send(Err(error.clone()));
+                }
+            }
+            Self::Command(reply) => reply.send(Err(error.clone())),
+        }
+    }
+
+    fn answer(self, outcome: Result<Applied, Refusal>) {
+        let applied = match outcome {
+            Ok(applied) => applied,
+            Err(refusal) => return self.fail(&ProposeError::Refused(refusal)),
+        };
+        match (self, applied) {
+            (Self::Runs(replies), Applied::Run { mut base_offset, store_time_ms }) => {
+                for (records, reply) in replies {
+                    reply.send(Ok(Applied::Run { base_offset, store_time_ms }));
+                    base_offset = base_offset.advance(records);
+                }
+            }
+            (Self::Command(reply), applied @ Applied::Command(_)) => reply.send(Ok(applied)),
+            (replies, applied) => panic!("{applied:?} answers {replies:?}"),
+        }
+    }
+}
+
+fn build(
+    pieces: Vec<Piece>,
+    clock_ms: u64,
+    window: OwnedSemaphorePermit,
+) -> (Payload, Vec<Replies>) {
+    let mut builder = PayloadBuilder::new();
+    let mut replies = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        match piece {
+            Piece::Runs { header, records, replies: waiting } => {
+                builder.push_records(&header, records);
+                replies.push(Replies::Runs(waiting));
+            }
+            Piece::Command { command, reply } => {
+                builder.push_command(&command);
+                replies.push(Replies::Command(reply));
+            }
+        }
+    }
+    let (payload, payload_crc, item_count) = builder.finish();
+    assert_eq!(usize::try_from(item_count).ok(), Some(replies.len()), "an item for each piece");
+    let payload = Payload {
+        kind: EntryKind::Batch,
+        clock_ms,
+        item_count,
+        payload_crc,
+        payload,
+        window: Some(Arc::new(window)),
+    };
+    (payload, replies)
+}
+
+/// An entry whose outcome is not known yet.
+struct Proposed {
+    outcome: OneshotReceiverOf<TypeConfig, ClientWriteResult<TypeConfig>>,
+    replies: Vec<Replies>,
+}
+
+/// Answers entry by entry, each once it is readable here: committed, applied and durable.
+async fn answer_all(
+    mut unanswered: mpsc::Receiver<Proposed>,
+    mut readable: watch::Receiver<ReadableEnd>,
+) {
+    while let Some(Proposed { outcome, replies }) = unanswered.recv().await {
+        let failure = match outcome.await {
+            Ok(Ok(response)) => {
+                let index = EntryIndex::new(response.log_id.index);
+                if readable.wait_for(|end| end.index > index).await.is_ok() {
+                    let outcomes = response.data.0;
+                    assert_eq!(outcomes.len(), replies.len(), "outcomes of entry {index}");
+                    for (waiting, outcome) in replies.into_iter().zip(outcomes) {
+                        waiting.answer(outcome);
+                    }
+                    continue;
+                }
+                ProposeError::UnknownOutcome
+            }
+            Ok(Err(ClientWriteError::ForwardToLeader(to))) => {
+                ProposeError::NotLeader { leader: to.leader_id }
+            }
+            Ok(Err(_)) | Err(_) => ProposeError::UnknownOutcome,
+        };
+        for waiting in replies {
+            waiting.fail(&failure);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,129 @@
+//! What the state machine shows to everyone else: the applied state behind one lock, how far it
+//! may be read, and who waits for topics.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use drumlin_proto::ids::TopicId;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{Applying, ReadableEnd};
+use crate::log::DurableEnd;
+use crate::position::{EntryId, EntryIndex, LogOffset};
+
+/// The last applied entry and the position behind its frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct AppliedEnd {
+    pub(crate) id: Option<EntryId>,
+    pub(crate) position: LogOffset,
+}
+
+impl AppliedEnd {
+    fn readable(self) -> ReadableEnd {
+        let index = self.id.map_or(EntryIndex::ZERO, |id| id.index.next());
+        ReadableEnd { index, position: self.position }
+    }
+}
+
+/// The read side of the state machine.
+#[derive(Debug)]
+pub(crate) struct Published {
+    pub(crate) applying: RwLock<Applying>,
+    applied: watch::Sender<AppliedEnd>,
+    durable: watch::Receiver<DurableEnd>,
+    readable: watch::Sender<ReadableEnd>,
+    waking: Mutex<Waking>,
+}
+
+/// Waiters by topic, and the topics to be told once their entries are readable.
+#[derive(Debug, Default)]
+struct Waking {
+    waiters: BTreeMap<TopicId, Arc<Notify>>,
+    due: VecDeque<(EntryIndex, BTreeSet<TopicId>)>,
+}
+
+impl Published {
+    pub(crate) fn new(
+        applying: Applying,
+        applied: AppliedEnd,
+        durable: watch::Receiver<DurableEnd>,
+    ) -> Self {
+        let published = Self {
+            applying: RwLock::new(applying),
+            applied: watch::Sender::new(applied),
+            durable,
+            readable: watch::Sender::new(ReadableEnd::default()),
+            waking: Mutex::default(),
+        };
+        published.publish();
+        published
+    }
+
+    pub(crate) fn applied(&self) -> watch::Receiver<AppliedEnd> {
+        self.applied.subscribe()
+    }
+
+    /// Behind the last applied entry.
+    pub(crate) fn applied_position(&self) -> LogOffset {
+        self.applied.borrow().position
+    }
+
+    pub(crate) fn readable(&self) -> watch::Receiver<ReadableEnd> {
+        self.readable.subscribe()
+    }
+
+    /// The state machine has applied everything up to `applied`; `touched` changed with it.
+    pub(crate) fn advance(&self, applied: AppliedEnd, touched: BTreeSet<TopicId>) {
+        let end = applied.readable();
+        if !touched.is_empty() {
+            self.waking.lock().due.push_back((end.index, touched));
+        }
+        self.applied.send_replace(applied);
+        self.publish();
+    }
+
+    /// Moves the readable end to where both apply and sync have come, and wakes who waits there.
+    pub(crate) fn publish(&self) {
+        let durable = *self.durable.borrow();
+        let durable = ReadableEnd { index: durable.index, position: durable.position };
+        let end = durable.min(self.applied.borrow().readable());
+        self.readable.send_if_modified(|readable| {
+            let rises = end > *readable;
+            if rises {
+                *readable = end;
+            }
+            rises
+        });
+        let mut waking = self.waking.lock();
+        while waking.due.front().is_some_and(|(index, _)| *index <= end.index) {
+            let Some((_, touched)) = waking.due.pop_front() else { break };
+            for topic in touched {
+                if let Some(waiters) = waking.waiters.get(&topic) {
+                    waiters.notify_waiters();
+                }
+            }
+        }
+    }
+
+    /// Publishes whenever the log has synced.
+    pub(crate) async fn follow_durable(self: Arc<Self>, stop: CancellationToken) {
+        let mut durable = self.durable.clone();
+        while let Some(Ok(())) = stop.run_until_cancelled(durable.changed()).await {
+            self.publish();
+        }
+    }
+
+    pub(crate) fn waiters(&self, topic: TopicId) -> Arc<Notify> {
+        Arc::clone(self.waking.lock().waiters.entry(topic).or_default())
+    }
+
+    /// Forgets waiters of topics that nobody waits for any more.
+    pub(crate) fn forget_waiters(&self, exists: impl Fn(TopicId) -> bool) {
+        self.waking
+            .lock()
+            .waiters
+            .retain(|topic, waiters| exists(*topic) || Arc::strong_count(waiters) > 1);
+    }
+}

@@ -1,0 +1,249 @@
+//! Puts a replica together: log, state machine, Raft and the tasks around them; takes it apart.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::{SnapshotPolicy, StepDownPolicy};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::checkpointing::{self, Kept, WriteCheckpoint};
+use super::clock_source::ClockSource;
+use super::log_store::LogStore;
+use super::membership::{BrokerNode, Role};
+use super::network::Links;
+use super::proposer::{self, ProposerParts};
+use super::published::{AppliedEnd, Published};
+use super::raft_types::{Raft, StoredMembership};
+use super::state::{Limits, TrimPoint};
+use super::state_machine::StateMachine;
+use super::status::{self, StatusSenders};
+use super::trimming::Trimming;
+use super::{Applying, RaftStatus, Replica, Shared};
+use crate::log::Log;
+
+/// What a replica is started with.
+#[derive(Debug)]
+pub struct Options {
+    /// Issued at bootstrap, kept with the data directory.
+    pub node_id: u64,
+    /// Unique within the cluster.
+    pub node_name: String,
+    /// File of the committed index, a hint.
+    pub hint_path: PathBuf,
+    /// Log bytes between two checkpoints.
+    pub checkpoint_interval_bytes: u64,
+    pub limits: Limits,
+    pub in_flight_bytes_max: u64,
+    pub clock_step_max: Duration,
+    pub heartbeat_interval: Duration,
+    pub election_timeout_min: Duration,
+    pub election_timeout_max: Duration,
+}
+
+/// Where apply goes on: what the newest checkpoint held, or nothing.
+pub(crate) struct Restored {
+    pub(crate) applying: Applying,
+    pub(crate) applied: AppliedEnd,
+    pub(crate) membership: StoredMembership,
+    pub(crate) trimmed: TrimPoint,
+    pub(crate) kept: Kept,
+    pub(crate) write: WriteCheckpoint,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("replica I/O failed")]
+    Io(#[from] io::Error),
+    #[error("raft cannot start: {0}")]
+    Raft(String),
+}
+
+/// A replica's tasks, and the way to end them.
+#[derive(Debug)]
+pub struct Running {
+    replica: Replica,
+    stop: CancellationToken,
+    proposing: [JoinHandle<()>; 2],
+    following: [JoinHandle<()>; 3],
+    checkpointing: JoinHandle<()>,
+    failed: watch::Receiver<Option<String>>,
+}
+
+/// Starts a replica over an open log. A directory without a vote and entries becomes a group of
+/// one voter: this node.
+pub(crate) async fn start(
+    options: Options,
+    log: Log,
+    restored: Restored,
+) -> Result<(Replica, Running), StartError> {
+    let durable = log.durable_end();
+    let Restored { applying, applied, membership, trimmed, kept, write } = restored;
+    let published = Arc::new(Published::new(applying, applied, durable.clone()));
+    let (handle, checkpoints, checkpointing) = checkpointing::start(
+        kept,
+        options.checkpoint_interval_bytes,
+        applied.position,
+        durable,
+        write,
+    );
+    let (trim_sender, trimmed) = watch::channel(trimmed);
+    let machine =
+        StateMachine::new(Arc::clone(&published), options.limits, membership, trim_sender, handle);
+    let raft = open_raft(&options, &log, machine).await?;
+    let stop = CancellationToken::new();
+    let clock = Arc::new(ClockSource::new(options.clock_step_max));
+    let (status_sender, status) = watch::channel(RaftStatus::default());
+    let (jump_sender, clock_jump_ms) = watch::channel(0);
+    let (failed_sender, failed) = watch::channel(None);
+    let (refused, refused_seen) = watch::channel(None);
+    let (proposer, proposing) = proposer::start(ProposerParts {
+        raft: raft.clone(),
+        status: status.clone(),
+        clock: Arc::clone(&clock),
+        readable: published.readable(),
+        refused: refused_seen,
+        in_flight_bytes_max: options.in_flight_bytes_max,
+        stop: stop.child_token(),
+    });
+    let senders =
+        StatusSenders { status: status_sender, clock_jump_ms: jump_sender, failed: failed_sender };
+    let trimming = Trimming {
+        raft: raft.clone(),
+        log: log.clone(),
+        checkpoints: checkpoints.clone(),
+        trimmed,
+        stop: stop.child_token(),
+    };
+    let following = [
+        tokio::spawn(status::follow(
+            raft.clone(),
+            Arc::clone(&published),
+            Arc::clone(&clock),
+            senders,
+            stop.clone(),
+        )),
+        tokio::spawn(Arc::clone(&published).follow_durable(stop.child_token())),
+        tokio::spawn(trimming.run()),
+    ];
+    bootstrap(&raft, &options).await?;
+    let shared = Shared {
+        published,
+        log,
+        raft,
+        proposer,
+        clock,
+        status,
+        refused,
+        checkpoints,
+        clock_jump_ms,
+    };
+    let replica = Replica { shared: Arc::new(shared) };
+    let running =
+        Running { replica: replica.clone(), stop, proposing, following, checkpointing, failed };
+    Ok((replica, running))
+}
+
+async fn open_raft(
+    options: &Options,
+    log: &Log,
+    machine: StateMachine,
+) -> Result<Raft, StartError> {
+    let config = raft_config(options).validate().map_err(|e| StartError::Raft(e.to_string()))?;
+    let store = LogStore::new(log.clone(), &options.hint_path)?;
+    let raft = Raft::new(options.node_id, Arc::new(config), Links, store, machine);
+    raft.await.map_err(|fatal| StartError::Raft(fatal.to_string()))
+}
+
+fn raft_config(options: &Options) -> openraft::Config {
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    openraft::Config {
+        heartbeat_interval: ms(options.heartbeat_interval),
+        election_timeout_min: ms(options.election_timeout_min),
+        election_timeout_max: ms(options.election_timeout_max),
+        max_payload_entries: 64,
+        max_append_entries: Some(256),
+        // Entries are large: the default depths would be no back-pressure.
+        api_channel_size: Some(1024),
+        notification_channel_size: Some(8192),
+        state_machine_channel_size: Some(256),
+        // Only retention purges; else taking a snapshot would.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        replication_lag_threshold: 200,
+        install_snapshot_timeout: 30_000,
+        enable_pre_vote: Some(true),
+        // A leader that restarts may have lost what it had sent: it starts as a follower.
+        enable_leader_restore: Some(false),
+        removed_leader_step_down: StepDownPolicy::After(1000),
+        allow_log_reversion: None,
+        enable_elect: true,
+        ..openraft::Config::default()
+    }
+}
+
+/// Makes a group of an empty log; a lone voter does not wait for an election timeout.
+async fn bootstrap(raft: &Raft, options: &Options) -> Result<(), StartError> {
+    let failed = |reason: String| StartError::Raft(reason);
+    if !raft.is_initialized().await.map_err(|e| failed(e.to_string()))? {
+        let node = BrokerNode {
+            name: options.node_name.clone(),
+            address: String::new(),
+            role: Role::Data,
+        };
+        let members = BTreeMap::from([(options.node_id, node)]);
+        raft.initialize(members).await.map_err(|e| failed(e.to_string()))?;
+        tracing::info!(node_id = options.node_id, "bootstrapped a broker group of one node");
+    } else if raft.voter_ids().eq([options.node_id]) {
+        raft.trigger().elect(false).await.map_err(|e| failed(e.to_string()))?;
+    }
+    Ok(())
+}
+
+impl Running {
+    /// Resolves with the reason once the replica has failed for good; the node must then end.
+    pub fn failed(&self) -> impl Future<Output = String> + Send + use<> {
+        let mut failed = self.failed.clone();
+        async move {
+            let reason = failed.wait_for(Option::is_some).await.map(|reason| reason.clone());
+            match reason {
+                Ok(reason) => reason.unwrap_or_default(),
+                Err(_) => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Proposes nothing new, answers what is under way, takes a last checkpoint, closes the log.
+    pub async fn shutdown(self) {
+        let Self { replica, stop, proposing, following, checkpointing, failed } = self;
+        let healthy = failed.borrow().is_none();
+        replica.shared.proposer.close();
+        for task in proposing {
+            report(task.await, "the proposer");
+        }
+        if healthy && let Err(error) = replica.checkpoint().await {
+            tracing::warn!(%error, "the last checkpoint was not written; the next start replays");
+        }
+        stop.cancel();
+        for task in following {
+            report(task.await, "a task of the replica");
+        }
+        if let Err(error) = replica.shared.raft.shutdown().await {
+            tracing::error!(%error, "raft did not end in order");
+        }
+        report(checkpointing.await, "the checkpointer");
+        let log = replica.shared.log.clone();
+        drop(replica);
+        report(tokio::task::spawn_blocking(move || log.close()).await, "closing the log");
+    }
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>, task: &str) {
+    if let Err(error) = ended {
+        tracing::error!(task, %error, "a task ended badly");
+    }
+}

@@ -1,0 +1,166 @@
+//! Applies committed entries to the state and the indexes, in order, and says what came of them.
+//!
+//! Memory work only: checkpoints are captured here and written elsewhere. An entry that cannot be
+//! applied stops the node: it is never passed over.
+
+use std::io;
+use std::sync::Arc;
+
+use futures::{Stream, TryStreamExt};
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend};
+use tokio::sync::{oneshot, watch};
+
+use super::Applying;
+use super::checkpointing::{Capture, CheckpointHandle};
+use super::membership;
+use super::published::{AppliedEnd, Published};
+use super::raft_types::{
+    LogId, Outcomes, RaftEntry, SnapshotMeta, StoredMembership, TypeConfig, entry_id, log_id,
+    to_log,
+};
+use super::state::{Limits, TrimPoint};
+
+type Snapshot = openraft::alias::SnapshotOf<TypeConfig, Manifest>;
+
+/// What a snapshot names: the newest checkpoint of this node. Its files are copied beside Raft.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Manifest;
+
+/// The write side of the applied state.
+#[derive(Debug)]
+pub(crate) struct StateMachine {
+    published: Arc<Published>,
+    limits: Limits,
+    applied: AppliedEnd,
+    membership: StoredMembership,
+    trimmed: watch::Sender<TrimPoint>,
+    checkpoints: CheckpointHandle,
+}
+
+impl StateMachine {
+    pub(crate) fn new(
+        published: Arc<Published>,
+        limits: Limits,
+        membership: StoredMembership,
+        trimmed: watch::Sender<TrimPoint>,
+        checkpoints: CheckpointHandle,
+    ) -> Self {
+        let applied = *published.applied().borrow();
+        Self { published, limits, applied, membership, trimmed, checkpoints }
+    }
+
+    fn apply_entry(&mut self, entry: RaftEntry) -> io::Result<Outcomes> {
+        let id = entry_id(&entry.log_id);
+        if let EntryPayload::Membership(members) = &entry.payload {
+            self.membership = StoredMembership::new(Some(entry.log_id), members.clone());
+        }
+        let (entry, _) = to_log(entry);
+        let (effects, end) = {
+            let mut applying = self.published.applying.write();
+            let Applying { state, index } = &mut *applying;
+            let effects = state.apply(&entry, state.end(), index, &self.limits);
+            (effects, state.end())
+        };
+        let effects = effects.map_err(|error| {
+            tracing::error!(entry = %id, %error, "an entry cannot be applied; stopping");
+            io::Error::new(io::ErrorKind::InvalidData, error)
+        })?;
+        self.applied = AppliedEnd { id: Some(id), position: end };
+        self.published.advance(self.applied, effects.touched);
+        if let Some(trim) = effects.trim {
+            self.trimmed.send_replace(trim);
+        }
+        if effects.expired_count > 0 {
+            tracing::warn!(
+                expired_count = effects.expired_count,
+                "messages were trimmed before they were acknowledged"
+            );
+        }
+        if self.checkpoints.is_due(end) && self.checkpoints.has_room() {
+            if let Some(capture) = self.capture() {
+                self.checkpoints.offer(capture);
+            }
+        }
+        Ok(Outcomes(effects.outcomes))
+    }
+
+    /// Everything as of the last applied entry; `None` before the first.
+    fn capture(&self) -> Option<Capture> {
+        let applying = self.published.applying.read();
+        Some(Capture {
+            applied: self.applied.id?,
+            end: self.applied.position,
+            membership_at: self.membership.log_id().as_ref().map(entry_id),
+            membership: membership::encode(self.membership.membership()),
+            state: applying.state.clone(),
+        })
+    }
+
+    /// Takes a checkpoint out of turn; the answer comes once it is durable.
+    pub(crate) fn demand_checkpoint(&mut self) -> Option<oneshot::Receiver<()>> {
+        let capture = self.capture()?;
+        Some(self.checkpoints.demand(capture))
+    }
+
+    fn snapshot(&self) -> Option<Snapshot> {
+        let kept = self.checkpoints.newest()?;
+        let meta = SnapshotMeta {
+            last_log_id: Some(log_id(kept.applied)),
+            last_membership: kept.membership,
+        };
+        Some(Snapshot { meta, snapshot: Manifest })
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = Manifest;
+    type SnapshotBuilder = NewestCheckpoint;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok((self.applied.id.map(log_id), self.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        while let Some((entry, responder)) = entries.try_next().await? {
+            let outcomes = self.apply_entry(entry)?;
+            if let Some(responder) = responder {
+                responder.send(outcomes);
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> NewestCheckpoint {
+        NewestCheckpoint { snapshot: self.snapshot() }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, _: Manifest) -> io::Result<()> {
+        if meta.last_log_id <= self.applied.id.map(log_id) {
+            return Ok(());
+        }
+        let reason = "taking over a checkpoint of another member is not supported yet";
+        Err(io::Error::new(io::ErrorKind::Unsupported, reason))
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
+        Ok(self.snapshot())
+    }
+}
+
+/// Answers with the newest durable checkpoint; builds nothing.
+#[derive(Debug)]
+pub(crate) struct NewestCheckpoint {
+    snapshot: Option<Snapshot>,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for NewestCheckpoint {
+    type SnapshotData = Manifest;
+
+    async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
+        self.snapshot.clone().ok_or_else(|| io::Error::other("there is no checkpoint yet"))
+    }
+}

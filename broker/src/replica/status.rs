@@ -1,0 +1,82 @@
+//! Follows Raft: role, leader and term for everyone else, and the leader clock.
+
+use std::sync::Arc;
+
+use openraft::async_runtime::WatchReceiver;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::RaftStatus;
+use super::clock_source::ClockSource;
+use super::published::Published;
+use super::raft_types::Raft;
+use crate::position::Term;
+
+/// Where the follower tells.
+#[derive(Debug)]
+pub(crate) struct StatusSenders {
+    pub(crate) status: watch::Sender<RaftStatus>,
+    pub(crate) clock_jump_ms: watch::Sender<u64>,
+    /// Why Raft has ended, if not by a shutdown.
+    pub(crate) failed: watch::Sender<Option<String>>,
+}
+
+/// Runs until `stop` or the end of Raft.
+pub(crate) async fn follow(
+    raft: Raft,
+    published: Arc<Published>,
+    clock: Arc<ClockSource>,
+    senders: StatusSenders,
+    stop: CancellationToken,
+) {
+    let mut metrics = raft.server_metrics();
+    let mut applied = published.applied();
+    loop {
+        let (term, leads, leader) = {
+            let seen = metrics.borrow_and_update();
+            (Term::new(seen.vote.leader_id.term), seen.state.is_leader(), seen.current_leader)
+        };
+        let applied_term = applied.borrow_and_update().id.map(|id| id.term);
+        let status = RaftStatus { term, leader, serving: leads && applied_term == Some(term) };
+        announce(status, &published, &clock, &senders);
+        tokio::select! {
+            () = stop.cancelled() => break,
+            changed = metrics.changed() => if changed.is_err() { break },
+            changed = applied.changed(), if leads && !status.serving => {
+                if changed.is_err() { break }
+            }
+        }
+    }
+    clock.resign();
+    senders.status.send_modify(|status| *status = RaftStatus { serving: false, ..*status });
+    if !stop.is_cancelled() {
+        let reason = match &raft.metrics().borrow_watched().running_state {
+            Ok(()) => "raft has stopped".to_owned(),
+            Err(fatal) => fatal.to_string(),
+        };
+        tracing::error!(reason, "the replica has failed");
+        senders.failed.send_replace(Some(reason));
+    }
+}
+
+/// The clock is set before anyone hears that this node serves.
+fn announce(
+    status: RaftStatus,
+    published: &Published,
+    clock: &ClockSource,
+    senders: &StatusSenders,
+) {
+    let before = *senders.status.borrow();
+    if status == before {
+        return;
+    }
+    if status.serving && (!before.serving || status.term != before.term) {
+        let highest_ms = published.applying.read().state.clock_ms();
+        senders.clock_jump_ms.send_replace(clock.elect(highest_ms));
+        tracing::info!(term = %status.term, "this node leads the broker group");
+    } else if before.serving && !status.serving {
+        clock.resign();
+        tracing::warn!(term = %status.term, "this node no longer leads the broker group");
+    }
+    senders.status.send_replace(status);
+}
