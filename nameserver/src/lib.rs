@@ -1,1 +1,24 @@
-//! nameserver
+//! Where is topic T? Brokers register here; clients ask here, and may send everything else here
+//! too.
+//!
+//! `route_table` decides, `directory` gives it a clock and wakes; `registry`, `service`, `routes`
+//! and `admin` are the edges over it, `forward` and `telemetry` carry calls on to brokers.
+
+mod admin;
+pub mod config;
+mod directory;
+mod forward;
+mod http;
+mod lookup;
+mod memory;
+mod metrics;
+pub mod nameserver;
+mod registry;
+pub mod route_table;
+mod routes;
+mod service;
+mod shared;
+mod telemetry;
+
+pub use config::{Config, ListenerConfig, RouteMode};
+pub use nameserver::{Nameserver, StartError};

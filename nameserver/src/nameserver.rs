@@ -1,0 +1,217 @@
+//! One nameserver as a whole: puts the parts together, starts and stops them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
+
+use drumlin_proto::native::Address;
+use drumlin_proto::native::admin_server::AdminServer;
+use drumlin_proto::native::registry_server::RegistryServer;
+use drumlin_proto::native::routes_server::RoutesServer;
+use drumlin_proto::rocketmq::messaging_service_server::MessagingServiceServer;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+use crate::admin::AdminService;
+use crate::config::{Config, ListenerConfig};
+use crate::directory::Directory;
+use crate::forward::{Forwarder, MESSAGE_BYTES_MAX};
+use crate::http;
+use crate::lookup::ListenerAddress;
+use crate::memory::Memory;
+use crate::metrics::Metrics;
+use crate::registry::RegistryService;
+use crate::route_table::{Remembered, RouteTable};
+use crate::routes::RoutesService;
+use crate::service::AccessPoint;
+use crate::shared::Shared;
+
+/// Patience with calls in flight at shutdown.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(5);
+/// A client that does not answer a ping this long is gone.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("listener {name} cannot be bound to {bind}")]
+    Bind { name: String, bind: SocketAddr, source: io::Error },
+    #[error("listener {name} would advertise {bind}, which nobody can dial: set its address")]
+    AdvertisesUnspecified { name: String, bind: SocketAddr },
+    #[error("two listeners are named {0}")]
+    ListenerTwice(String),
+    #[error("a nameserver needs at least one listener")]
+    NoListener,
+}
+
+/// A running nameserver.
+#[derive(Debug)]
+pub struct Nameserver {
+    shared: Arc<Shared>,
+    addresses: Vec<SocketAddr>,
+    http_address: Option<SocketAddr>,
+    servers: Vec<JoinHandle<()>>,
+}
+
+impl Nameserver {
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        check(&config.listeners)?;
+        let memory = Memory::new(&config.data_dir);
+        let remembered = memory.load().unwrap_or_else(|error| {
+            tracing::warn!(%error, "begins without the brokers that were here before");
+            Vec::new()
+        });
+        let mut bound = Vec::new();
+        for listener in &config.listeners {
+            bound.push((listener.clone(), bind(&listener.name, listener.bind).await?));
+        }
+        let http_listener = match config.http {
+            Some(address) => Some(bind("http", address).await?),
+            None => None,
+        };
+        let table = RouteTable::new(config.timing(), remembered.clone(), Instant::now());
+        let shared = Arc::new(Shared {
+            directory: Directory::new(table),
+            forwarder: Forwarder::new(),
+            metrics: Metrics::new(&config.cluster, &config.node),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            config,
+        });
+        let keeper = remember(Arc::clone(&shared), memory, remembered);
+        shared.tasks.spawn(keeper);
+        let clock = Arc::clone(&shared);
+        shared.tasks.spawn(async move { clock.directory.run_clock(clock.stop.clone()).await });
+
+        let turn = Arc::new(AtomicUsize::new(0));
+        let (mut servers, mut addresses) = (Vec::new(), Vec::new());
+        for (listener, (socket, address)) in bound {
+            addresses.push(address);
+            let listener = Arc::new(listener_address(listener, address));
+            tracing::info!(
+                listener = listener.name, %address, advertised = ?listener.advertised, "listening"
+            );
+            servers.push(serve(&shared, listener, Arc::clone(&turn), socket));
+        }
+        let http_address = http_listener.as_ref().map(|(_, address)| *address);
+        if let Some((socket, _)) = http_listener {
+            servers.push(tokio::spawn(http::serve(Arc::clone(&shared), socket)));
+        }
+        Ok(Self { shared, addresses, http_address, servers })
+    }
+
+    /// Bound addresses of the listeners, in the order of the configuration.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.addresses.clone()
+    }
+
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http_address
+    }
+
+    /// Whether every broker that was here before is back, or was waited for.
+    pub fn is_settled(&self) -> bool {
+        self.shared.directory.read(|table| table.is_settled(Instant::now()))
+    }
+
+    /// Ends streams, finishes calls in flight, stops.
+    pub async fn shutdown(self) {
+        self.shared.stop.cancel();
+        self.shared.tasks.close();
+        let finish = async {
+            for server in self.servers {
+                if let Err(error) = server.await {
+                    tracing::error!(%error, "a listener's task failed");
+                }
+            }
+            self.shared.tasks.wait().await;
+        };
+        if tokio::time::timeout(SHUTDOWN_WAIT, finish).await.is_err() {
+            tracing::warn!("calls in flight did not end in time");
+        }
+    }
+}
+
+fn check(listeners: &[ListenerConfig]) -> Result<(), StartError> {
+    if listeners.is_empty() {
+        return Err(StartError::NoListener);
+    }
+    for (at, listener) in listeners.iter().enumerate() {
+        let ListenerConfig { name, bind, advertised } = listener;
+        if listeners.iter().take(at).any(|earlier| earlier.name == *name) {
+            return Err(StartError::ListenerTwice(name.clone()));
+        }
+        if advertised.is_none() && bind.ip().is_unspecified() {
+            return Err(StartError::AdvertisesUnspecified { name: name.clone(), bind: *bind });
+        }
+    }
+    Ok(())
+}
+
+async fn bind(name: &str, bind: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Bind { name: name.to_owned(), bind, source };
+    let socket = TcpListener::bind(bind).await.map_err(failed)?;
+    let address = socket.local_addr().map_err(failed)?;
+    Ok((socket, address))
+}
+
+fn listener_address(listener: ListenerConfig, bound: SocketAddr) -> ListenerAddress {
+    let (host, port) = listener.advertised.unwrap_or((bound.ip().to_string(), bound.port()));
+    ListenerAddress { name: listener.name, advertised: Address { host, port: u32::from(port) } }
+}
+
+fn serve(
+    shared: &Arc<Shared>,
+    listener: Arc<ListenerAddress>,
+    turn: Arc<AtomicUsize>,
+    socket: TcpListener,
+) -> JoinHandle<()> {
+    let shared = Arc::clone(shared);
+    let access_point =
+        AccessPoint { shared: Arc::clone(&shared), listener: Arc::clone(&listener), turn };
+    let routes = RoutesService { shared: Arc::clone(&shared), listener: Arc::clone(&listener) };
+    let router = Server::builder()
+        .http2_keepalive_interval(Some(PING_INTERVAL))
+        .add_service(
+            MessagingServiceServer::new(access_point).max_decoding_message_size(MESSAGE_BYTES_MAX),
+        )
+        .add_service(
+            RegistryServer::new(RegistryService { shared: Arc::clone(&shared) })
+                .max_decoding_message_size(MESSAGE_BYTES_MAX),
+        )
+        .add_service(RoutesServer::new(routes))
+        .add_service(AdminServer::new(AdminService { shared: Arc::clone(&shared) }));
+    let incoming = TcpIncoming::from(socket).with_nodelay(Some(true));
+    let stop = shared.stop.clone().cancelled_owned();
+    tokio::spawn(async move {
+        if let Err(error) = router.serve_with_incoming_shutdown(incoming, stop).await {
+            tracing::error!(listener = listener.name, %error, "a listener failed");
+        }
+    })
+}
+
+/// Keeps the file of known broker groups up to date.
+async fn remember(shared: Arc<Shared>, memory: Memory, mut saved: Vec<Remembered>) {
+    let mut changes = shared.directory.changes();
+    loop {
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = shared.stop.cancelled() => return,
+        }
+        let known = shared.directory.read(RouteTable::remembered);
+        if known == saved {
+            continue;
+        }
+        let (file, groups) = (memory.clone(), known.clone());
+        match tokio::task::spawn_blocking(move || file.save(&groups)).await {
+            Ok(Ok(())) => saved = known,
+            Ok(Err(error)) => tracing::error!(%error, "cannot remember the brokers"),
+            Err(error) => tracing::error!(%error, "cannot remember the brokers"),
+        }
+    }
+}

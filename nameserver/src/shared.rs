@@ -1,0 +1,19 @@
+//! What all edges of one nameserver share.
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::directory::Directory;
+use crate::forward::Forwarder;
+use crate::metrics::Metrics;
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) directory: Directory,
+    pub(crate) forwarder: Forwarder,
+    pub(crate) metrics: Metrics,
+    pub(crate) stop: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+}
