@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 use drumlin_proto::ids::{QueueId, QueueKey, QueueOffset, TopicId};
 
+use super::blocks::{PageFiles, Written};
+use super::page::Slot;
 use crate::position::LogOffset;
 
 /// Lines of a full block: what fits a page beside the two headers.
@@ -72,6 +74,7 @@ impl Summary {
 pub(super) enum Place {
     /// Not yet in a durable checkpoint.
     Memory(Arc<Vec<Line>>),
+    Disk(Slot),
 }
 
 #[derive(Clone, Debug)]
@@ -86,6 +89,8 @@ pub(super) struct QueueLines {
     pub(super) blocks: Arc<VecDeque<Block>>,
     /// Behind all blocks, never full.
     pub(super) tail: Arc<Vec<Line>>,
+    /// Where the tail lies on disk, while nothing was added since.
+    pub(super) tail_slot: Option<Slot>,
 }
 
 impl QueueLines {
@@ -98,6 +103,7 @@ impl QueueLines {
     }
 
     fn push(&mut self, line: Line) {
+        self.tail_slot = None;
         let tail = Arc::make_mut(&mut self.tail);
         if tail.len() == tail.capacity() {
             let room = (tail.len() * 2).clamp(BLOCK_LINES_MIN, BLOCK_LINES_MAX);
@@ -135,6 +141,15 @@ pub struct Index {
     queues: BTreeMap<QueueKey, Arc<QueueLines>>,
     /// Lines that end at or below it are gone.
     floor: LogOffset,
+    /// Where blocks that are not in memory are read from.
+    files: Option<Arc<PageFiles>>,
+}
+
+/// The index at one moment: shares everything with it, and keeps its view while it goes on.
+#[derive(Clone, Debug)]
+pub struct Capture {
+    pub(super) queues: BTreeMap<QueueKey, Arc<QueueLines>>,
+    pub(super) floor: LogOffset,
 }
 
 impl Index {
@@ -224,6 +239,53 @@ impl Index {
         }
     }
 
+    /// Behind the queue's last record; `None` if it has no lines.
+    pub fn end_offset(&self, queue: QueueKey) -> Option<QueueOffset> {
+        Some(self.queues.get(&queue)?.last_end()?.0)
+    }
+
+    /// A consistent view for the checkpointer: copies no lines, only one pointer per queue.
+    ///
+    /// One at a time: captured, written, kept, then settled or dropped.
+    pub fn capture(&self) -> Capture {
+        Capture { queues: self.queues.clone(), floor: self.floor }
+    }
+
+    /// Gives up the memory of full blocks that a durable checkpoint holds. Drop the capture before:
+    /// what it shares would be copied.
+    pub fn settle(&mut self, written: Written) {
+        self.files = Some(Arc::clone(&written.files));
+        for placed in written.placed {
+            let Some(queue) = self.queues.get_mut(&placed.queue) else { continue };
+            if Arc::ptr_eq(&queue.tail, &placed.lines) {
+                Arc::make_mut(queue).tail_slot = Some(placed.slot);
+                continue;
+            }
+            let at = queue
+                .blocks
+                .binary_search_by_key(&placed.first_offset, |block| block.summary.first_offset);
+            let Ok(at) = at else { continue };
+            let is_same = match &queue.blocks[at].place {
+                Place::Memory(lines) => Arc::ptr_eq(lines, &placed.lines),
+                Place::Disk(_) => false,
+            };
+            if is_same {
+                let blocks = Arc::make_mut(&mut Arc::make_mut(queue).blocks);
+                blocks[at].place = Place::Disk(placed.slot);
+                written.files.remember(placed.queue, placed.first_offset, placed.lines);
+            }
+        }
+    }
+
+    pub(super) fn from_parts(
+        queues: BTreeMap<QueueKey, QueueLines>,
+        floor: LogOffset,
+        files: Arc<PageFiles>,
+    ) -> Self {
+        let queues = queues.into_iter().map(|(key, lines)| (key, Arc::new(lines))).collect();
+        Self { queues, floor, files: Some(files) }
+    }
+
     fn first(
         &self,
         queue: QueueKey,
@@ -267,9 +329,13 @@ impl Index {
         Ok(())
     }
 
-    fn load(&self, _queue: QueueKey, block: &Block) -> io::Result<Arc<Vec<Line>>> {
+    fn load(&self, queue: QueueKey, block: &Block) -> io::Result<Arc<Vec<Line>>> {
         match &block.place {
             Place::Memory(lines) => Ok(Arc::clone(lines)),
+            Place::Disk(slot) => {
+                let files = self.files.as_ref().expect("blocks on disk came with their files");
+                files.read(queue, &block.summary, *slot)
+            }
         }
     }
 }
