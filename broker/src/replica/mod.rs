@@ -17,6 +17,7 @@ use crate::log::{Log, ReadError};
 use crate::position::{EntryId, EntryIndex, LogOffset, Term};
 use crate::queue::index::{Index, Line};
 
+pub mod checkpoint;
 pub mod clock;
 pub mod membership;
 pub mod start;
