@@ -49,6 +49,8 @@ pub struct Config {
     pub heartbeat_interval: Duration,
     pub election_timeout_min: Duration,
     pub election_timeout_max: Duration,
+    /// Series of one metric with a topic or group label.
+    pub metrics_series_max: u32,
 }
 
 impl Config {
@@ -86,6 +88,7 @@ impl Config {
             heartbeat_interval: Duration::from_millis(100),
             election_timeout_min: Duration::from_millis(500),
             election_timeout_max: Duration::from_millis(900),
+            metrics_series_max: 10_000,
         }
     }
 }
