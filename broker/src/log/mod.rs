@@ -1,15 +1,48 @@
 //! Ordered bytes on disk: segments, the in-memory tail, one writer. Knows no topics, no Raft roles.
+//!
+//! Invariants: nothing is called durable before a sync that covers it has returned (I1); no byte is
+//! overwritten and no segment shortened, a tail is dropped by quarantine and roll (I2); a failed
+//! sync, or any failed write but for a full disk, ends all writing (I3).
+
+mod files;
+mod mapping;
+mod metrics;
+mod published;
+mod quarantine;
+mod reader;
+mod recovery;
+mod scan;
+mod segment;
+mod slots;
+mod storage;
+mod tail;
+#[cfg(test)]
+mod tests;
+mod vote;
+mod writer;
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Instant;
 
-use bytes::Bytes;
+use crossbeam_channel::Sender;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{oneshot, watch};
 
+use self::files::Files;
+pub use self::mapping::Mapping;
+pub use self::metrics::LogMetrics;
+use self::published::{End, Published, View};
+pub use self::segment::{SegmentError, SegmentHeader};
+pub use self::storage::{Directory, Storage, StorageFile};
+use self::writer::{Command, Cut, Writer};
 use crate::entry::Entry;
 use crate::position::{EntryId, EntryIndex, LogOffset, Term};
 
-/// Sizes and limits of a log.
+/// Sizes and limits of a log. Make it with [`LogOptions::new`] and change what differs.
 #[derive(Clone, Debug)]
 pub struct LogOptions {
     /// Made at bootstrap, in every segment header.
@@ -18,6 +51,28 @@ pub struct LogOptions {
     /// Zero-filled space ahead of the writer.
     pub prepared_bytes: u64,
     pub quarantine_bytes_max: u64,
+    /// Space held back for when the disk is full; at most a segment.
+    pub reserve_bytes: u64,
+    /// Appends beyond it close the log. What may be in flight must be bounded well below.
+    pub tail_bytes_max: u64,
+    /// Which boot of the machine this is; nil: [`Log::open`] asks the kernel.
+    pub boot_id: uuid::Uuid,
+    pub metrics: LogMetrics,
+}
+
+impl LogOptions {
+    pub fn new(group_uuid: uuid::Uuid) -> Self {
+        Self {
+            group_uuid,
+            segment_bytes: 64 << 20,
+            prepared_bytes: 64 << 20,
+            quarantine_bytes_max: 1 << 30,
+            reserve_bytes: 64 << 20,
+            tail_bytes_max: 2 << 30,
+            boot_id: uuid::Uuid::nil(),
+            metrics: LogMetrics::default(),
+        }
+    }
 }
 
 /// What the newest valid checkpoint proves to have been durable.
@@ -39,6 +94,7 @@ pub struct Vote {
 /// How far the log is synced; rises in the order of its fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DurableEnd {
+    /// Rises with every cut.
     pub incarnation: u64,
     /// Exclusive.
     pub index: EntryIndex,
@@ -53,6 +109,10 @@ pub struct RecoveryReport {
     pub scanned_bytes: u64,
     /// First index and bytes of a torn tail that went to quarantine.
     pub torn_tail: Option<(EntryIndex, u64)>,
+    /// The log was closed behind its last entry, or is new.
+    pub clean: bool,
+    /// The machine was started anew since the log was last open.
+    pub rebooted: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +121,14 @@ pub enum OpenError {
     Io(#[from] io::Error),
     #[error("entry {index} in {segment} at byte {at} is corrupt, though it was durable: {reason}")]
     Corrupt { index: EntryIndex, segment: String, at: u64, reason: String },
+    #[error("segment {segment} cannot be read: {reason}")]
+    Segment { segment: String, reason: SegmentError },
+    #[error("segment {segment} belongs to group {found}, not to {expected}")]
+    OtherGroup { segment: String, found: uuid::Uuid, expected: uuid::Uuid },
+    #[error("a part of the log is missing: {reason}")]
+    Missing { reason: String },
+    #[error("file {file} cannot be used: {reason}")]
+    State { file: &'static str, reason: String },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -83,96 +151,332 @@ pub struct LogClosed {
 /// Called once, in the order of the appends, when the entries are synced (or never will be).
 pub type Flushed = Box<dyn FnOnce(io::Result<()>) + Send>;
 
-/// Handle of a log; clones share it.
+/// Handle of a log; clones share it. When the last one goes without [`Log::close`], what is queued
+/// is still written.
 #[derive(Clone, Debug)]
-pub struct Log {}
+pub struct Log {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    published: Arc<Published>,
+    files: Arc<Files>,
+    tail_bytes_max: u64,
+    closing: Arc<AtomicBool>,
+    /// Used under the view's lock only, so that the queue has the order of the log. `None` once the
+    /// last handle goes. Unbounded, but what it holds counts in the tail, which is bounded.
+    commands: Option<Sender<Command>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Log").field("published", &self.published).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.commands = None;
+        self.join();
+    }
+}
+
+impl Inner {
+    fn join(&self) {
+        let Some(writer) = self.writer.lock().take() else { return };
+        // A callback may hold the last handle.
+        if writer.thread().id() == std::thread::current().id() {
+            return;
+        }
+        if writer.join().is_err() {
+            self.published.close("its writer panicked");
+        }
+    }
+}
 
 impl Log {
     /// Recovers what is on disk in `dir` and starts the writer thread.
+    ///
+    /// The caller holds the data directory's lock and refuses a log without checkpoint whose first
+    /// entry is not 0.
     pub fn open(
-        _dir: &Path,
-        _options: LogOptions,
-        _mark: Option<CheckpointMark>,
+        dir: &Path,
+        mut options: LogOptions,
+        mark: Option<CheckpointMark>,
     ) -> Result<(Self, RecoveryReport), OpenError> {
-        unimplemented!()
+        if options.boot_id.is_nil() {
+            options.boot_id = boot_id()?;
+        }
+        Self::open_with(Arc::new(Directory::open(dir)?), options, mark)
+    }
+
+    /// The same on any storage.
+    pub fn open_with(
+        storage: Arc<dyn Storage>,
+        options: LogOptions,
+        mark: Option<CheckpointMark>,
+    ) -> Result<(Self, RecoveryReport), OpenError> {
+        let recovered = recovery::recover(storage, &options, mark)?;
+        let reserve = recovered.files.restore_reserve()?;
+        let published = Arc::new(Published::new(
+            recovered.segments,
+            recovered.start.end,
+            recovered.purged,
+            recovered.last,
+            recovered.vote,
+            options.metrics.clone(),
+        ));
+        published.disk_full.send_replace(!reserve);
+        let files = Arc::new(recovered.files);
+        let closing = Arc::new(AtomicBool::new(false));
+        let (commands, queue) = crossbeam_channel::unbounded();
+        let tail_bytes_max = options.tail_bytes_max;
+        let writer = Writer::new(
+            Arc::clone(&files),
+            options,
+            Arc::clone(&published),
+            Arc::clone(&closing),
+            recovered.start,
+        );
+        let thread =
+            std::thread::Builder::new().name("log-writer".to_owned()).spawn(move || {
+                let _guard = CloseOnPanic(writer.published());
+                writer.run(&queue);
+            })?;
+        let inner = Inner {
+            published,
+            files,
+            tail_bytes_max,
+            closing,
+            commands: Some(commands),
+            writer: Mutex::new(Some(thread)),
+        };
+        Ok((Self { inner: Arc::new(inner) }, recovered.report))
     }
 
     /// Makes entries readable at once and queues them to the writer. Never waits for the disk.
-    pub fn append(&self, _entries: Vec<Entry>, _flushed: Flushed) -> Result<(), LogClosed> {
-        unimplemented!()
+    ///
+    /// Panics if they do not follow the last entry, or their term goes back.
+    pub fn append(&self, entries: Vec<Entry>, flushed: Flushed) -> Result<(), LogClosed> {
+        let mut view = self.view_for_write()?;
+        let bytes: u64 = entries.iter().map(Entry::frame_bytes).sum();
+        if view.tail.bytes() + bytes > self.inner.tail_bytes_max {
+            let waiting = view.tail.bytes();
+            drop(view);
+            let reason = format!("{waiting} bytes wait to be written, {bytes} more came");
+            return Err(self.inner.published.close(&reason));
+        }
+        for entry in &entries {
+            let last_term = view.last.map_or(Term::ZERO, |last| last.term);
+            assert!(entry.id.term >= last_term, "entry {} follows term {last_term}", entry.id);
+            view.tail.push(entry.clone());
+            view.last = Some(entry.id);
+        }
+        let waiting = i64::try_from(view.tail.bytes()).unwrap_or(i64::MAX);
+        self.inner.published.metrics.tail_bytes.set(waiting);
+        self.queue(&mut view, Command::Append { entries, queued: Instant::now(), flushed })
     }
 
-    /// Drops all entries behind `last`; `None` drops all.
-    pub fn truncate_after(&self, _last: Option<EntryIndex>) -> Result<(), LogClosed> {
-        unimplemented!()
+    /// Drops all entries behind `last`; `None` drops all. The durable end is lowered, under a new
+    /// incarnation, before it returns; the files follow in the background.
+    ///
+    /// Panics if `last` lies before the purged entries. Called by whoever appends, not beside it.
+    pub fn truncate_after(&self, last: Option<EntryIndex>) -> Result<(), LogClosed> {
+        let (purged, end) = {
+            let view = self.view_for_write()?;
+            (view.purged, view.end())
+        };
+        let first = purged.map_or(EntryIndex::ZERO, |purged| purged.index.next());
+        let from = last.map_or(first, EntryIndex::next);
+        assert!(from >= first, "entries from {from} on are cut, {first} is the first");
+        if from >= end.index {
+            return Ok(());
+        }
+        let failed = |error: io::Error| self.inner.published.close(&error.to_string());
+        let position = self.position_of(from).map_err(failed)?.unwrap_or(end.position);
+        let before = match from.previous() {
+            Some(before) => self.id_of(before).map_err(failed)?,
+            None => None,
+        };
+        let mut view = self.view_for_write()?;
+        if from >= view.tail.base() {
+            view.tail.cut(from);
+        } else {
+            view.tail = tail::Tail::new(from, position);
+            view.settled = position;
+        }
+        assert!(view.tail.end() == position, "the cut at {position} left {}", view.tail.end());
+        view.last = before;
+        let base_term = before.map_or(Term::ZERO, |id| id.term);
+        self.cut(&mut view, End { index: from, position }, base_term, false)
     }
 
-    /// Moves Raft's first index behind `upto`, logically. With `upto` at or behind the end, the log
-    /// begins anew behind it, at `position`.
-    pub fn purge(&self, _upto: EntryId, _position: LogOffset) -> Result<(), LogClosed> {
-        unimplemented!()
+    /// Moves Raft's first index behind `upto`, logically. With `upto` beyond the end, or where
+    /// another entry is, the log begins anew behind it, at `position`.
+    pub fn purge(&self, upto: EntryId, position: LogOffset) -> Result<(), LogClosed> {
+        let mut view = self.view_for_write()?;
+        if view.purged.is_some_and(|purged| purged.index >= upto.index) {
+            return Ok(());
+        }
+        view.purged = Some(upto);
+        let next = view.tail.next();
+        let at_end_other = upto.index.next() == next && view.last != Some(upto);
+        if upto.index < next && !at_end_other {
+            return Ok(());
+        }
+        let from = upto.index.next();
+        view.tail = tail::Tail::new(from, position);
+        view.settled = position;
+        view.last = Some(upto);
+        self.cut(&mut view, End { index: from, position }, upto.term, true)
+    }
+
+    fn cut(
+        &self,
+        view: &mut MutexGuard<'_, View>,
+        from: End,
+        base_term: Term,
+        anew: bool,
+    ) -> Result<(), LogClosed> {
+        view.epoch += 1;
+        let taken_from = if anew { EntryIndex::ZERO } else { from.index };
+        let segments = view.take_segments_from(taken_from);
+        let previous = view.segments.back().map_or(0, |segment| segment.header().incarnation);
+        let lowered = DurableEnd {
+            incarnation: view.epoch,
+            index: if anew { from.index } else { view.tail.base().min(from.index) },
+            position: if anew { from.position } else { view.settled.min(from.position) },
+        };
+        self.inner.published.durable.send_replace(lowered);
+        let cut = Cut {
+            from: from.index,
+            position: from.position,
+            base_term,
+            epoch: view.epoch,
+            segments,
+            previous,
+            anew,
+        };
+        self.queue(view, Command::Cut(cut))
     }
 
     /// Stores a vote behind everything queued before it; resolves when synced.
-    pub fn save_vote(&self, _vote: Vote) -> Result<oneshot::Receiver<io::Result<()>>, LogClosed> {
-        unimplemented!()
+    pub fn save_vote(&self, vote: Vote) -> Result<oneshot::Receiver<io::Result<()>>, LogClosed> {
+        let (done, synced) = oneshot::channel();
+        let mut view = self.view_for_write()?;
+        self.queue(&mut view, Command::Vote { vote, done })?;
+        Ok(synced)
     }
 
     /// The last synced vote.
     pub fn vote(&self) -> Option<Vote> {
-        unimplemented!()
+        self.view().vote
     }
 
     /// Id of the last entry, or of the last purged one where none is left.
     pub fn last(&self) -> Option<EntryId> {
-        unimplemented!()
+        self.view().last
     }
 
     pub fn purged(&self) -> Option<EntryId> {
-        unimplemented!()
+        self.view().purged
     }
 
-    /// Entries of `from..end` as far as they exist, at most `bytes_max` of payload but at least one.
-    pub fn entries(
-        &self,
-        _from: EntryIndex,
-        _end: EntryIndex,
-        _bytes_max: u64,
-    ) -> io::Result<Vec<Entry>> {
-        unimplemented!()
-    }
-
-    pub fn id_of(&self, _index: EntryIndex) -> io::Result<Option<EntryId>> {
-        unimplemented!()
-    }
-
-    /// Where the entry's frame begins.
-    pub fn position_of(&self, _index: EntryIndex) -> io::Result<Option<LogOffset>> {
-        unimplemented!()
-    }
-
-    /// Bytes at a position, within one entry: a view of the tail or of a map.
-    pub fn read(&self, _at: LogOffset, _bytes: u32) -> Result<Bytes, ReadError> {
-        unimplemented!()
+    /// The oldest position that can be read; Raft's first entry may lie behind it.
+    pub fn oldest(&self) -> LogOffset {
+        self.view().oldest().position
     }
 
     /// Behind the last entry, synced or not.
     pub fn end(&self) -> LogOffset {
-        unimplemented!()
+        self.view().end().position
     }
 
     pub fn durable_end(&self) -> watch::Receiver<DurableEnd> {
-        unimplemented!()
+        self.inner.published.durable.subscribe()
     }
 
-    /// Index and base of the segment boundary at or below `index`: what [`Log::retain_from`] keeps.
-    /// Unlinks or recycles the segments that lie wholly below `index` (never the last one).
-    pub fn retain_from(&self, _index: EntryIndex) -> io::Result<()> {
-        unimplemented!()
+    /// Whether writes wait for space, or live on the reserve.
+    pub fn disk_full(&self) -> watch::Receiver<bool> {
+        self.inner.published.disk_full.subscribe()
+    }
+
+    /// Why writes are refused, once they are.
+    pub fn closed(&self) -> watch::Receiver<Option<LogClosed>> {
+        self.inner.published.closed.subscribe()
+    }
+
+    /// Index of the oldest segment's first entry.
+    pub fn oldest_index(&self) -> EntryIndex {
+        self.view().oldest().index
+    }
+
+    /// First entries of all segments, ascending: where trims take effect.
+    pub fn segment_bases(&self) -> Vec<(EntryIndex, LogOffset)> {
+        let view = self.view();
+        view.segments.iter().map(|s| (s.base(), s.header().base_position)).collect()
+    }
+
+    /// Unlinks or recycles the segments that lie wholly below `index`, and below what Raft has not
+    /// purged; never the last one.
+    pub fn retain_from(&self, index: EntryIndex) -> io::Result<()> {
+        let segments = {
+            let mut view = self.view();
+            let first = view.purged.map_or(EntryIndex::ZERO, |purged| purged.index.next());
+            view.take_segments_below(index.min(first))
+        };
+        for segment in segments {
+            self.inner.files.retire(segment)?;
+        }
+        Ok(())
     }
 
     /// Writes what is queued, syncs, marks the log cleanly closed and joins the writer.
     pub fn close(&self) {
-        unimplemented!()
+        self.inner.closing.store(true, Ordering::Release);
+        if let Ok(mut view) = self.view_for_write() {
+            // If the writer is gone already, there is nothing to close.
+            self.queue(&mut view, Command::Close).ok();
+        }
+        self.inner.join();
     }
+
+    fn view(&self) -> MutexGuard<'_, View> {
+        self.inner.published.view.lock()
+    }
+
+    fn view_for_write(&self) -> Result<MutexGuard<'_, View>, LogClosed> {
+        let view = self.view();
+        match &view.closed {
+            Some(closed) => Err(closed.clone()),
+            None => Ok(view),
+        }
+    }
+
+    fn queue(&self, view: &mut MutexGuard<'_, View>, command: Command) -> Result<(), LogClosed> {
+        let sent = self.inner.commands.as_ref().is_some_and(|queue| queue.send(command).is_ok());
+        if sent {
+            return Ok(());
+        }
+        let closed = LogClosed { reason: "its writer is gone".to_owned() };
+        view.closed.get_or_insert(closed.clone());
+        Err(closed)
+    }
+}
+
+/// A writer that panics must not leave a log that seems to work.
+struct CloseOnPanic(Arc<Published>);
+
+impl Drop for CloseOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.close("its writer panicked");
+        }
+    }
+}
+
+fn boot_id() -> io::Result<uuid::Uuid> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    uuid::Uuid::parse_str(text.trim()).map_err(io::Error::other)
 }

@@ -1,0 +1,189 @@
+//! The files of a log and how they come and go: segments, recycled ones, the reserve. Knows no
+//! entries.
+
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::LogOptions;
+use super::segment::{HEADER_BYTES, Segment, SegmentHeader, parse_file_name};
+use super::storage::{Storage, is_full, write_all_at};
+use super::writer::Active;
+use crate::entry::FrameKey;
+use crate::position::{EntryIndex, LogOffset, Term};
+
+const RESERVE_FILE: &str = "reserve";
+const NEXT_FILE: &str = "next.tmp";
+const POOL_SUFFIX: &str = ".pool";
+/// Recycled files that wait for use; more are not worth their space.
+const POOL_FILES_MAX: usize = 2;
+
+/// The log's directory, and what is kept ready in it.
+#[derive(Debug)]
+pub(super) struct Files {
+    storage: Arc<dyn Storage>,
+    group_uuid: uuid::Uuid,
+    segment_bytes: u64,
+    reserve_bytes: u64,
+    ready: Mutex<Ready>,
+}
+
+#[derive(Debug, Default)]
+struct Ready {
+    /// Names of recycled files.
+    pool: Vec<String>,
+    reserve: bool,
+}
+
+/// A segment to begin.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewSegment {
+    pub(super) base: EntryIndex,
+    pub(super) base_term: Term,
+    pub(super) base_position: LogOffset,
+    pub(super) previous: u64,
+    pub(super) anew: bool,
+}
+
+/// What lies in a log's directory.
+#[derive(Debug, Default)]
+pub(super) struct Listing {
+    /// Names and sizes, ascending by incarnation.
+    pub(super) segments: Vec<(String, u64)>,
+    /// Recycled files.
+    pub(super) pool: Vec<String>,
+    /// Files whose making was cut short.
+    pub(super) temporary: Vec<String>,
+    pub(super) reserve: bool,
+}
+
+pub(super) fn list(storage: &dyn Storage) -> io::Result<Listing> {
+    let mut listing = Listing::default();
+    for (name, bytes) in storage.list("")? {
+        if parse_file_name(&name).is_some() {
+            listing.segments.push((name, bytes));
+        } else if name.ends_with(POOL_SUFFIX) {
+            listing.pool.push(name);
+        } else if name.ends_with(".tmp") {
+            listing.temporary.push(name);
+        } else if name == RESERVE_FILE {
+            listing.reserve = true;
+        }
+    }
+    Ok(listing)
+}
+
+impl Files {
+    pub(super) fn new(storage: Arc<dyn Storage>, options: &LogOptions, listing: &Listing) -> Self {
+        let ready = Ready { pool: listing.pool.clone(), reserve: listing.reserve };
+        Self {
+            storage,
+            group_uuid: options.group_uuid,
+            segment_bytes: options.segment_bytes,
+            reserve_bytes: options.reserve_bytes.min(options.segment_bytes),
+            ready: Mutex::new(ready),
+        }
+    }
+
+    pub(super) fn storage(&self) -> &dyn Storage {
+        self.storage.as_ref()
+    }
+
+    /// Makes a segment's file durably: whoever finds one under a segment's name finds its header
+    /// valid. May be called again after an error: it starts over.
+    pub(super) fn begin(&self, new: NewSegment, incarnation: u64) -> io::Result<Active> {
+        let recycled = self.ready.lock().pool.last().cloned();
+        let header = SegmentHeader {
+            group_uuid: self.group_uuid,
+            incarnation,
+            base: new.base,
+            base_term: new.base_term,
+            base_position: new.base_position,
+            previous: new.previous,
+            anew: new.anew,
+            recycled: recycled.is_some(),
+        };
+        let temporary = recycled.as_deref().unwrap_or(NEXT_FILE);
+        let file = match &recycled {
+            Some(name) => self.storage.open(name)?,
+            None => self.storage.create(NEXT_FILE)?,
+        };
+        write_all_at(file.as_ref(), &header.encode(), 0)?;
+        file.sync()?;
+        let name = header.file_name();
+        self.storage.rename(temporary, &name)?;
+        self.ready.lock().pool.retain(|pooled| Some(pooled) != recycled.as_ref());
+        self.storage.sync_folder("")?;
+        let key = FrameKey::of_group(self.group_uuid);
+        let segment =
+            Segment::new(header, name, file.as_ref(), self.segment_bytes, HEADER_BYTES, key)?;
+        Ok(Active { segment: Arc::new(segment), file })
+    }
+
+    pub(super) fn remove(&self, name: &str) -> io::Result<()> {
+        match self.storage.remove(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Lets go of a segment that nobody needs: kept for reuse if nobody reads it any more, else
+    /// unlinked. Durable when it returns, so that segments go in order.
+    pub(super) fn retire(&self, segment: Arc<Segment>) -> io::Result<()> {
+        let name = segment.name().to_owned();
+        let unread = segment.is_unread();
+        drop(segment);
+        let room = self.ready.lock().pool.len() < POOL_FILES_MAX;
+        if unread && room {
+            let pooled = format!("{name}{POOL_SUFFIX}");
+            self.storage.rename(&name, &pooled)?;
+            self.storage.sync_folder("")?;
+            self.ready.lock().pool.push(pooled);
+            return Ok(());
+        }
+        self.remove(&name)?;
+        self.storage.sync_folder("")
+    }
+
+    /// Gives the reserve's space to the log; false if it was given already.
+    pub(super) fn free_reserve(&self) -> io::Result<bool> {
+        let mut ready = self.ready.lock();
+        if let Some(name) = ready.pool.pop() {
+            drop(ready);
+            self.remove(&name)?;
+            return Ok(true);
+        }
+        if !ready.reserve {
+            return Ok(false);
+        }
+        ready.reserve = false;
+        drop(ready);
+        self.remove(RESERVE_FILE)?;
+        Ok(true)
+    }
+
+    /// Takes the reserve's space if there is half as much again; true if it is held now.
+    pub(super) fn restore_reserve(&self) -> io::Result<bool> {
+        if self.ready.lock().reserve {
+            return Ok(true);
+        }
+        if self.storage.free_bytes()? < self.reserve_bytes + self.reserve_bytes / 2 {
+            return Ok(false);
+        }
+        let taken = self.storage.create(RESERVE_FILE).and_then(|file| {
+            file.allocate(self.reserve_bytes)?;
+            file.sync()
+        });
+        match taken {
+            Ok(()) => {
+                self.ready.lock().reserve = true;
+                Ok(true)
+            }
+            Err(error) => {
+                self.remove(RESERVE_FILE)?;
+                if is_full(&error) { Ok(false) } else { Err(error) }
+            }
+        }
+    }
+}

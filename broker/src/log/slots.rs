@@ -1,0 +1,138 @@
+//! A small file of two slots of 512 B, written alternately, so that a torn write leaves the other.
+//! Knows nothing of what the slots hold.
+
+use std::io;
+use std::sync::Arc;
+
+use super::storage::{Storage, StorageFile, read_full_at, write_all_at};
+
+pub(super) const SLOT_BYTES: usize = 512;
+/// Bytes of a slot that are its user's.
+pub(super) const BODY_BYTES: usize = SLOT_BYTES - HEADER_BYTES;
+
+const HEADER_BYTES: usize = 40;
+const VERSION: u32 = 1;
+
+/// What two slots said.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// There is no such file.
+    Missing,
+    /// Never written to.
+    Empty,
+    /// The newest valid one, with its sequence.
+    Body(u64, [u8; BODY_BYTES]),
+    /// The first write ever did not get through: one slot is empty, the other not valid.
+    FirstTorn,
+    /// Both were written to, and neither is valid.
+    Invalid,
+}
+
+/// An open slot file.
+#[derive(Debug)]
+pub(super) struct Slots {
+    file: Arc<dyn StorageFile>,
+    magic: [u8; 8],
+    group_uuid: uuid::Uuid,
+    sequence: u64,
+}
+
+impl Slots {
+    /// What the file holds.
+    pub(super) fn load(
+        storage: &dyn Storage,
+        name: &str,
+        magic: [u8; 8],
+        group_uuid: uuid::Uuid,
+    ) -> io::Result<Found> {
+        let file = match storage.open(name) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Missing),
+            Err(error) => return Err(error),
+        };
+        let mut raw = [0; 2 * SLOT_BYTES];
+        let read = read_full_at(file.as_ref(), &mut raw, 0)?;
+        if read < raw.len() {
+            return Ok(Found::Invalid);
+        }
+        let (first, second) = raw.split_at(SLOT_BYTES);
+        let newest = [first, second]
+            .into_iter()
+            .filter_map(|slot| decode(slot, magic, group_uuid))
+            .max_by_key(|(sequence, _)| *sequence);
+        let empty = |slot: &[u8]| slot.iter().all(|byte| *byte == 0);
+        Ok(match newest {
+            Some((sequence, body)) => Found::Body(sequence, body),
+            None if empty(&raw) => Found::Empty,
+            None if empty(first) || empty(second) => Found::FirstTorn,
+            None => Found::Invalid,
+        })
+    }
+
+    /// Opens the file, or makes it durably; `sequence` is that of the newest valid slot.
+    pub(super) fn open(
+        storage: &dyn Storage,
+        name: &str,
+        magic: [u8; 8],
+        group_uuid: uuid::Uuid,
+        sequence: Option<u64>,
+    ) -> io::Result<Self> {
+        let file = match storage.open(name) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let temporary = format!("{name}.tmp");
+                let file = storage.create(&temporary)?;
+                write_all_at(file.as_ref(), &[0; 2 * SLOT_BYTES], 0)?;
+                file.sync()?;
+                storage.rename(&temporary, name)?;
+                storage.sync_folder("")?;
+                file
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Self { file, magic, group_uuid, sequence: sequence.unwrap_or(0) })
+    }
+
+    /// Sequence of the newest slot; 0 if there is none.
+    pub(super) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Overwrites the older slot. Nothing is durable before [`Slots::sync`] has returned.
+    pub(super) fn write(&mut self, body: &[u8]) -> io::Result<()> {
+        assert!(body.len() <= BODY_BYTES, "{} bytes do not fit a slot", body.len());
+        let sequence = self.sequence + 1;
+        let mut slot = [0; SLOT_BYTES];
+        slot[0..8].copy_from_slice(&self.magic);
+        slot[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        slot[16..32].copy_from_slice(self.group_uuid.as_bytes());
+        slot[32..40].copy_from_slice(&sequence.to_le_bytes());
+        slot[HEADER_BYTES..HEADER_BYTES + body.len()].copy_from_slice(body);
+        let checksum = crc32fast::hash(&slot);
+        slot[12..16].copy_from_slice(&checksum.to_le_bytes());
+        let at = if sequence.is_multiple_of(2) { SLOT_BYTES as u64 } else { 0 };
+        write_all_at(self.file.as_ref(), &slot, at)
+    }
+
+    /// Makes the slot just written the newest one.
+    pub(super) fn sync(&mut self) -> io::Result<()> {
+        self.file.sync()?;
+        self.sequence += 1;
+        Ok(())
+    }
+}
+
+fn decode(slot: &[u8], magic: [u8; 8], group_uuid: uuid::Uuid) -> Option<(u64, [u8; BODY_BYTES])> {
+    let mut copy: [u8; SLOT_BYTES] = slot.try_into().ok()?;
+    let checksum = u32::from_le_bytes(copy[12..16].try_into().ok()?);
+    copy[12..16].fill(0);
+    let valid = copy[0..8] == magic
+        && copy[8..12] == VERSION.to_le_bytes()
+        && copy[16..32] == *group_uuid.as_bytes()
+        && crc32fast::hash(&copy) == checksum;
+    if !valid {
+        return None;
+    }
+    let sequence = u64::from_le_bytes(copy[32..40].try_into().ok()?);
+    Some((sequence, copy[HEADER_BYTES..].try_into().ok()?))
+}

@@ -1,0 +1,245 @@
+//! The log through its public functions, on a real directory.
+
+use std::sync::mpsc;
+
+use bytes::Bytes;
+use tempfile::TempDir;
+
+use super::*;
+use crate::entry::{EntryKind, FRAME_HEADER_BYTES};
+
+pub(super) fn options() -> LogOptions {
+    let mut options = LogOptions::new(uuid::Uuid::from_u128(7));
+    options.segment_bytes = 64 << 10;
+    options.prepared_bytes = 16 << 10;
+    options.boot_id = uuid::Uuid::from_u128(1);
+    options
+}
+
+pub(super) fn entry(term: u64, index: u64, payload: impl Into<Vec<u8>>) -> Entry {
+    let payload = Bytes::from(payload.into());
+    Entry {
+        id: EntryId { term: Term::new(term), index: EntryIndex::new(index) },
+        kind: EntryKind::Batch,
+        clock_ms: 1_000 + index,
+        item_count: 1,
+        payload_crc: crc32fast::hash(&payload),
+        payload,
+    }
+}
+
+/// Payload of a given size that tells entries apart.
+pub(super) fn payload(seed: u64, bytes: usize) -> Vec<u8> {
+    (0..bytes as u64).map(|at| ((seed * 31 + at * 7) % 251) as u8).collect()
+}
+
+/// Appends and waits for the sync.
+pub(super) fn append_synced(log: &Log, entries: Vec<Entry>) -> io::Result<()> {
+    let (done, synced) = mpsc::channel();
+    let flushed = Box::new(move |result| done.send(result).expect("the test waits"));
+    log.append(entries, flushed).map_err(io::Error::other)?;
+    synced.recv().map_err(io::Error::other)?
+}
+
+pub(super) fn all(log: &Log) -> Vec<Entry> {
+    let first = log.purged().map_or(EntryIndex::ZERO, |purged| purged.index.next());
+    log.entries(first, EntryIndex::new(u64::MAX), u64::MAX).expect("readable")
+}
+
+fn open(dir: &TempDir) -> (Log, RecoveryReport) {
+    Log::open(dir.path(), options(), None).expect("opens")
+}
+
+fn segment_names(dir: &TempDir) -> Vec<String> {
+    let files = Directory::existing(dir.path()).expect("there").list("").expect("readable");
+    files.into_iter().map(|(name, _)| name).filter(|name| name.ends_with(".log")).collect()
+}
+
+#[test]
+fn entries_come_back_after_reopening() {
+    let dir = TempDir::new().unwrap();
+    let entries: Vec<Entry> = (0..100).map(|i| entry(1, i, payload(i, 900))).collect();
+    let (log, report) = open(&dir);
+    assert!(report.clean);
+    for batch in entries.chunks(7) {
+        append_synced(&log, batch.to_vec()).unwrap();
+    }
+    assert_eq!(all(&log), entries);
+    let end = log.end();
+    log.close();
+    assert!(segment_names(&dir).len() > 1, "100 entries of 900 bytes must roll");
+
+    let (log, report) = open(&dir);
+    assert_eq!(report.scanned_entries, 100);
+    assert_eq!(report.torn_tail, None);
+    assert!(report.clean);
+    assert_eq!(all(&log), entries);
+    assert_eq!(log.end(), end);
+    assert_eq!(log.last(), Some(entries[99].id));
+    assert_eq!(log.durable_end().borrow().index, EntryIndex::new(100));
+}
+
+#[test]
+fn unsynced_entries_are_readable_at_once() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir);
+    let written = entry(1, 0, payload(0, 100));
+    log.append(vec![written.clone()], Box::new(|_| {})).unwrap();
+    assert_eq!(all(&log), vec![written.clone()]);
+    assert_eq!(log.last(), Some(written.id));
+    assert_eq!(log.end().get(), written.frame_bytes());
+    let at = LogOffset::new(FRAME_HEADER_BYTES as u64 + 10);
+    assert_eq!(log.read(at, 20).unwrap(), written.payload.slice(10..30));
+}
+
+#[test]
+fn payloads_are_read_by_position_from_the_map() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir);
+    let entries: Vec<Entry> = (0..200).map(|i| entry(1, i, payload(i, 1000))).collect();
+    append_synced(&log, entries.clone()).unwrap();
+    for written in &entries {
+        let at = log.position_of(written.id.index).unwrap().unwrap();
+        let payload_at = at.advance(FRAME_HEADER_BYTES as u64);
+        assert_eq!(log.read(payload_at, 1000).unwrap(), written.payload);
+        assert_eq!(log.id_of(written.id.index).unwrap(), Some(written.id));
+    }
+    let end = log.end();
+    assert!(matches!(log.read(end, 1), Err(ReadError::BeyondEnd { .. })));
+}
+
+#[test]
+fn an_entry_larger_than_a_segment_gets_its_own() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir);
+    let sizes = [10, 300_000, 10, 70_000, 5_000_000, 1];
+    let entries: Vec<Entry> =
+        (0u64..).zip(sizes).map(|(i, bytes)| entry(1, i, payload(i, bytes))).collect();
+    append_synced(&log, entries.clone()).unwrap();
+    assert_eq!(all(&log), entries);
+    log.close();
+    let (log, _) = open(&dir);
+    assert_eq!(all(&log), entries);
+}
+
+#[test]
+fn a_cut_goes_to_quarantine_and_survives_reopening() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir);
+    let old: Vec<Entry> = (0..200).map(|i| entry(1, i, payload(i, 1000))).collect();
+    append_synced(&log, old.clone()).unwrap();
+    let before = *log.durable_end().borrow();
+    log.truncate_after(Some(EntryIndex::new(99))).unwrap();
+    let lowered = *log.durable_end().borrow();
+    assert_eq!(lowered.index, EntryIndex::new(100));
+    assert!(lowered > before, "the order of durable ends is by incarnation first");
+    assert_eq!(log.last(), Some(old[99].id));
+    let new: Vec<Entry> = (100..120).map(|i| entry(2, i, payload(i + 1, 500))).collect();
+    append_synced(&log, new.clone()).unwrap();
+    let expected: Vec<Entry> = old[..100].iter().chain(&new).cloned().collect();
+    assert_eq!(all(&log), expected);
+    log.close();
+    assert!(!Directory::existing(dir.path()).unwrap().list("quarantine").unwrap().is_empty());
+    let (log, report) = open(&dir);
+    assert_eq!(report.torn_tail, None);
+    assert_eq!(all(&log), expected);
+}
+
+#[test]
+fn a_cut_to_nothing_starts_over() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir);
+    append_synced(&log, (0..10).map(|i| entry(1, i, payload(i, 50))).collect()).unwrap();
+    log.truncate_after(None).unwrap();
+    assert_eq!(log.last(), None);
+    let fresh = entry(2, 0, payload(9, 60));
+    append_synced(&log, vec![fresh.clone()]).unwrap();
+    log.close();
+    let (log, _) = open(&dir);
+    assert_eq!(all(&log), vec![fresh]);
+}
+
+#[test]
+fn the_newest_vote_is_found_again() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir);
+    assert_eq!(log.vote(), None);
+    let vote = |term| Vote { term: Term::new(term), node: term * 10, committed: term == 3 };
+    for term in 1..=3 {
+        log.save_vote(vote(term)).unwrap().blocking_recv().unwrap().unwrap();
+        assert_eq!(log.vote(), Some(vote(term)));
+    }
+    drop(log);
+    let (log, report) = open(&dir);
+    assert!(!report.clean, "it was not closed");
+    assert_eq!(log.vote(), Some(vote(3)));
+}
+
+#[test]
+fn trimmed_segments_go_once_purged_and_positions_stay() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir);
+    let entries: Vec<Entry> = (0..300).map(|i| entry(1, i, payload(i, 1000))).collect();
+    append_synced(&log, entries.clone()).unwrap();
+    let count = segment_names(&dir).len();
+    log.retain_from(EntryIndex::new(150)).unwrap();
+    assert_eq!(segment_names(&dir).len(), count, "Raft may still ask for all of them");
+    let upto = entries[149].id;
+    let position = log.position_of(upto.index.next()).unwrap().unwrap();
+    log.purge(upto, position).unwrap();
+    log.retain_from(EntryIndex::new(150)).unwrap();
+    assert!(segment_names(&dir).len() < count);
+    assert!(matches!(log.read(LogOffset::ZERO, 1), Err(ReadError::Trimmed { .. })));
+    assert_eq!(all(&log), entries[150..]);
+    let more: Vec<Entry> = (300..500).map(|i| entry(1, i, payload(i, 1000))).collect();
+    append_synced(&log, more.clone()).unwrap();
+    log.close();
+
+    let (log, _) = open(&dir);
+    let purged = log.purged().unwrap();
+    assert!(purged.index < EntryIndex::new(150));
+    let kept = usize::try_from(purged.index.get() + 1).unwrap();
+    let expected: Vec<Entry> = entries[kept..].iter().chain(&more).cloned().collect();
+    assert_eq!(all(&log), expected);
+}
+
+#[test]
+fn a_purge_beyond_the_end_begins_anew() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir);
+    append_synced(&log, (0..10).map(|i| entry(1, i, payload(i, 50))).collect()).unwrap();
+    let upto = EntryId { term: Term::new(3), index: EntryIndex::new(99) };
+    log.purge(upto, LogOffset::new(8_000)).unwrap();
+    assert_eq!(log.last(), Some(upto));
+    assert_eq!(log.end(), LogOffset::new(8_000));
+    let next = entry(3, 100, payload(1, 70));
+    append_synced(&log, vec![next.clone()]).unwrap();
+    log.close();
+    let (log, _) = open(&dir);
+    assert_eq!(log.purged(), Some(upto));
+    assert_eq!(all(&log), vec![next]);
+}
+
+#[test]
+fn only_what_lies_behind_the_checkpoint_is_scanned() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir);
+    let entries: Vec<Entry> = (0..300).map(|i| entry(1, i, payload(i, 1000))).collect();
+    append_synced(&log, entries.clone()).unwrap();
+    let applied = entries[249].id;
+    let end = log.position_of(applied.index.next()).unwrap().unwrap();
+    drop(log);
+    let mark = CheckpointMark { applied, end };
+    let (log, report) = Log::open(dir.path(), options(), Some(mark)).unwrap();
+    assert_eq!(report.scanned_entries, 50);
+    assert_eq!(all(&log), entries);
+}
+
+#[test]
+fn appends_after_close_are_refused() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir);
+    log.close();
+    assert!(log.append(vec![entry(1, 0, payload(0, 1))], Box::new(|_| {})).is_err());
+    assert!(log.closed().borrow().is_some());
+}

@@ -1,0 +1,565 @@
+//! The single writer: owns the active segment and the vote, groups what waits into one sync, rolls,
+//! and drops tails by rolling (I2). Knows no readers.
+//!
+//! A plain struct with [`Writer::commit`]; production gives it a thread. A full disk is waited out;
+//! any other failed write, and every failed sync, is final (I3).
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use tokio::sync::oneshot;
+
+use super::files::{Files, NewSegment};
+use super::published::{End, Published};
+use super::quarantine;
+use super::segment::{HEADER_BYTES, Segment};
+use super::slots::Slots;
+use super::storage::{StorageFile, copy_error, is_full, write_all_at};
+use super::vote::{Local, write_local, write_vote};
+use super::{Flushed, LogOptions, Vote};
+use crate::entry::{ALIGN_BYTES, Entry, FrameHeader, FrameKey};
+use crate::position::{EntryIndex, LogOffset, Term};
+
+/// One `pwrite`; larger ones are slower through the page cache.
+const BLOCK_BYTES: usize = 256 << 10;
+/// What may be written and not synced; bounds recovery's search behind a hole.
+pub(super) const UNSYNCED_BYTES_MAX: u64 = 32 << 20;
+/// Pause between two tries on a full disk.
+const FULL_RETRY: Duration = Duration::from_millis(50);
+/// How often the reserve is tried to be put back.
+const RESERVE_RETRY: Duration = Duration::from_millis(500);
+
+/// What the writer is asked to do, in the order of the log.
+pub(super) enum Command {
+    Append {
+        entries: Vec<Entry>,
+        queued: Instant,
+        flushed: Flushed,
+    },
+    Cut(Cut),
+    Vote {
+        vote: Vote,
+        done: oneshot::Sender<io::Result<()>>,
+    },
+    /// Syncs what precedes it, marks the log cleanly closed, and ends the writer.
+    Close,
+}
+
+/// Everything from `from` on is dropped, and the log goes on there.
+pub(super) struct Cut {
+    pub(super) from: EntryIndex,
+    pub(super) position: LogOffset,
+    /// Of the entry before `from`; 0 if there is none.
+    pub(super) base_term: Term,
+    pub(super) epoch: u64,
+    /// Settled segments with entries to drop, ascending.
+    pub(super) segments: Vec<Arc<Segment>>,
+    /// Incarnation of the settled segment that holds the entry before `from`.
+    pub(super) previous: u64,
+    /// The log begins anew behind a snapshot: nothing is kept, nor put into quarantine.
+    pub(super) anew: bool,
+}
+
+struct Waiting {
+    flushed: Flushed,
+    queued: Instant,
+}
+
+/// The segment that is written to.
+pub(super) struct Active {
+    pub(super) segment: Arc<Segment>,
+    pub(super) file: Arc<dyn StorageFile>,
+}
+
+/// Where recovery left off.
+pub(super) struct Start {
+    pub(super) active: Active,
+    pub(super) end: End,
+    pub(super) last_term: Term,
+    pub(super) next_incarnation: u64,
+    pub(super) vote_slots: Slots,
+    pub(super) local_slots: Slots,
+    pub(super) local: Local,
+    pub(super) epoch: u64,
+}
+
+pub(super) struct Writer {
+    options: LogOptions,
+    key: FrameKey,
+    files: Arc<Files>,
+    published: Arc<Published>,
+    closing: Arc<AtomicBool>,
+    active: Active,
+    /// Segments begun that readers do not see yet.
+    begun: Vec<Arc<Segment>>,
+    /// Behind the last frame encoded.
+    end: End,
+    /// Behind the last frame synced.
+    synced: End,
+    last_term: Term,
+    epoch: u64,
+    next_incarnation: u64,
+    /// Frames not yet given to the file, which go to `block_at`.
+    block: Vec<u8>,
+    block_at: u64,
+    unsynced_bytes: u64,
+    waiting: Vec<Waiting>,
+    vote_slots: Slots,
+    local_slots: Slots,
+    local: Local,
+    reserve_tried: Instant,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("end", &self.end).finish_non_exhaustive()
+    }
+}
+
+/// How a group ended.
+enum After {
+    GoOn,
+    Closed,
+}
+
+impl Writer {
+    pub(super) fn new(
+        files: Arc<Files>,
+        options: LogOptions,
+        published: Arc<Published>,
+        closing: Arc<AtomicBool>,
+        start: Start,
+    ) -> Self {
+        let block_at = start.active.segment.file_at(start.end.position).unwrap_or(HEADER_BYTES);
+        Self {
+            key: FrameKey::of_group(options.group_uuid),
+            options,
+            files,
+            published,
+            closing,
+            active: start.active,
+            begun: Vec::new(),
+            end: start.end,
+            synced: start.end,
+            last_term: start.last_term,
+            epoch: start.epoch,
+            next_incarnation: start.next_incarnation,
+            block: Vec::with_capacity(BLOCK_BYTES),
+            block_at,
+            unsynced_bytes: 0,
+            waiting: Vec::new(),
+            vote_slots: start.vote_slots,
+            local_slots: start.local_slots,
+            local: start.local,
+            reserve_tried: Instant::now(),
+        }
+    }
+
+    pub(super) fn published(&self) -> Arc<Published> {
+        Arc::clone(&self.published)
+    }
+
+    /// Runs until the log is closed or all handles are gone.
+    pub(super) fn run(mut self, commands: &Receiver<Command>) {
+        loop {
+            let first = match commands.recv_timeout(self.pause()) {
+                Ok(first) => first,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.restore_reserve();
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let group = drain(first, commands);
+            match self.commit(group) {
+                Ok(After::GoOn) => self.restore_reserve(),
+                Ok(After::Closed) => break,
+                Err(error) => {
+                    tracing::error!(%error, "log write failed, the log is closed for good");
+                    break;
+                }
+            }
+        }
+        // The log is closed, so nothing more is queued, and nobody may be left waiting.
+        while let Ok(command) = commands.try_recv() {
+            refuse(command, &io::Error::other("the log is closed"));
+        }
+    }
+
+    /// Only a full disk gives the writer something to do by itself.
+    fn pause(&self) -> Duration {
+        if *self.published.disk_full.borrow() { RESERVE_RETRY } else { Duration::from_secs(3600) }
+    }
+
+    /// Writes a group and syncs it once, then completes everyone in order.
+    ///
+    /// Errors: final. Everyone who waits, of this group too, has been told.
+    fn commit(&mut self, group: Vec<Command>) -> io::Result<After> {
+        let mut group = group.into_iter();
+        let mut after = Ok(After::GoOn);
+        for command in group.by_ref() {
+            after = self.execute(command);
+            if !matches!(after, Ok(After::GoOn)) {
+                break;
+            }
+        }
+        let after = after.and_then(|after| self.complete().map(|()| after));
+        if let Err(error) = &after {
+            self.published.close(&format!("a write failed: {error}"));
+            for waiting in self.waiting.drain(..) {
+                (waiting.flushed)(Err(copy_error(error)));
+            }
+            for command in group {
+                refuse(command, error);
+            }
+        }
+        after
+    }
+
+    fn execute(&mut self, command: Command) -> io::Result<After> {
+        match command {
+            Command::Append { entries, queued, flushed } => {
+                // Registered first, so that a failure half-way reaches it.
+                self.waiting.push(Waiting { flushed, queued });
+                for entry in &entries {
+                    self.write_entry(entry)?;
+                }
+            }
+            Command::Cut(cut) => {
+                self.complete()?;
+                self.cut(cut)?;
+            }
+            Command::Vote { vote, done } => {
+                let result = self.complete().and_then(|()| self.save_vote(vote));
+                let failed = result.as_ref().err().map(copy_error);
+                if done.send(result).is_err() {
+                    tracing::debug!("nobody waits for the vote any more");
+                }
+                if let Some(error) = failed {
+                    return Err(error);
+                }
+            }
+            Command::Close => {
+                self.complete()?;
+                self.write_mark(true)?;
+                self.published.close("it was closed");
+                return Ok(After::Closed);
+            }
+        }
+        Ok(After::GoOn)
+    }
+
+    fn write_entry(&mut self, entry: &Entry) -> io::Result<()> {
+        assert!(
+            entry.id.index == self.end.index,
+            "entry {} goes where {} is next",
+            entry.id,
+            self.end.index
+        );
+        assert!(
+            entry.id.term >= self.last_term,
+            "entry {} follows one of term {}",
+            entry.id,
+            self.last_term
+        );
+        if crc32fast::hash(&entry.payload) != entry.payload_crc {
+            let reason = format!("the payload of entry {} does not match its checksum", entry.id);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+        }
+        let frame_bytes = entry.frame_bytes();
+        if self.unsynced_bytes > 0 && self.unsynced_bytes + frame_bytes > UNSYNCED_BYTES_MAX {
+            self.sync()?;
+        }
+        let at = self.block_at + self.block.len() as u64;
+        if at > HEADER_BYTES && at + frame_bytes > self.options.segment_bytes {
+            self.roll()?;
+        }
+        let at = self.block_at + self.block.len() as u64;
+        self.active.segment.note(entry.id.index, at);
+        let incarnation = self.active.segment.header().incarnation;
+        let header = FrameHeader::new(entry, self.end.position, incarnation, self.synced.index);
+        self.push_bytes(&header.encode(self.key))?;
+        self.push_bytes(&entry.payload)?;
+        let padding = frame_bytes - header_and_payload_bytes(entry);
+        let padding = usize::try_from(padding).expect("less than the alignment");
+        self.push_bytes(&[0; ALIGN_BYTES][..padding])?;
+        self.unsynced_bytes += frame_bytes;
+        self.last_term = entry.id.term;
+        self.end =
+            End { index: self.end.index.next(), position: self.end.position.advance(frame_bytes) };
+        Ok(())
+    }
+
+    fn push_bytes(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let room = BLOCK_BYTES - self.block.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.block.extend_from_slice(now);
+            bytes = later;
+            if self.block.len() == BLOCK_BYTES {
+                self.write_block()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_block(&mut self) -> io::Result<()> {
+        if self.block.is_empty() {
+            return Ok(());
+        }
+        let block = std::mem::take(&mut self.block);
+        let file = Arc::clone(&self.active.file);
+        let at = self.block_at;
+        let written = self.with_space(|| write_all_at(file.as_ref(), &block, at));
+        self.block = block;
+        written?;
+        self.block_at += self.block.len() as u64;
+        self.block.clear();
+        Ok(())
+    }
+
+    /// Makes all that was encoded durable.
+    fn sync(&mut self) -> io::Result<()> {
+        self.write_block()?;
+        if self.unsynced_bytes == 0 {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        self.active.file.sync()?;
+        let metrics = &self.published.metrics;
+        metrics.fsync_seconds.observe(begun.elapsed().as_secs_f64());
+        #[allow(clippy::cast_precision_loss, reason = "a histogram needs no more")]
+        metrics.fsync_bytes.observe(self.unsynced_bytes as f64);
+        self.unsynced_bytes = 0;
+        assert!(
+            self.end.index >= self.synced.index,
+            "synced up to {} and written up to {}",
+            self.synced.index,
+            self.end.index
+        );
+        self.synced = self.end;
+        self.active.segment.set_end_at(self.block_at);
+        Ok(())
+    }
+
+    /// Syncs, publishes, and calls everyone who waited.
+    fn complete(&mut self) -> io::Result<()> {
+        self.sync()?;
+        if self.published.settle(self.epoch, self.synced, &self.begun) {
+            self.begun.clear();
+        }
+        if !self.waiting.is_empty() {
+            let metrics = &self.published.metrics;
+            #[allow(clippy::cast_precision_loss, reason = "a histogram needs no more")]
+            metrics.group_commit_waiters.observe(self.waiting.len() as f64);
+        }
+        for waiting in self.waiting.drain(..) {
+            let took = waiting.queued.elapsed();
+            self.published.metrics.append_seconds.observe(took.as_secs_f64());
+            (waiting.flushed)(Ok(()));
+        }
+        Ok(())
+    }
+
+    /// Begins a new segment behind the last entry; the old one is synced first.
+    fn roll(&mut self) -> io::Result<()> {
+        self.sync()?;
+        let new = NewSegment {
+            base: self.end.index,
+            base_term: self.last_term,
+            base_position: self.end.position,
+            previous: self.active.segment.header().incarnation,
+            anew: false,
+        };
+        self.begin_segment(new)?;
+        self.write_mark(false)
+    }
+
+    fn begin_segment(&mut self, new: NewSegment) -> io::Result<()> {
+        assert!(self.block.is_empty(), "{} bytes are left to write", self.block.len());
+        let incarnation = self.next_incarnation;
+        self.next_incarnation += 1;
+        let active = self.with_space(|| self.files.begin(new, incarnation))?;
+        self.begun.push(Arc::clone(&active.segment));
+        self.active = active;
+        self.block_at = HEADER_BYTES;
+        Ok(())
+    }
+
+    /// Quarantine, sync, roll: no byte is overwritten and no segment gets shorter (I2).
+    fn cut(&mut self, cut: Cut) -> io::Result<()> {
+        assert!(cut.epoch > self.epoch, "cut {} came behind {}", cut.epoch, self.epoch);
+        let mut held = cut.segments;
+        for segment in self.begun.iter().chain([&self.active.segment]) {
+            if !held.iter().any(|other| Arc::ptr_eq(other, segment)) {
+                held.push(Arc::clone(segment));
+            }
+        }
+        if !cut.anew {
+            let dropped = self.end.index.get().saturating_sub(cut.from.get());
+            for segment in &held {
+                self.quarantine(segment, cut.from, cut.position)?;
+            }
+            self.published.metrics.quarantined_entries.inc_by(dropped);
+            self.with_space(|| {
+                quarantine::bound(self.files.storage(), self.options.quarantine_bytes_max)
+            })?;
+        }
+        self.begun.retain(|segment| !cut.anew && segment.base() < cut.from);
+        let begun = self.begun.last().map(|segment| segment.header().incarnation);
+        let previous = if cut.anew { 0 } else { begun.unwrap_or(cut.previous) };
+        self.end = End { index: cut.from, position: cut.position };
+        self.synced = self.end;
+        self.last_term = cut.base_term;
+        self.epoch = cut.epoch;
+        let new = NewSegment {
+            base: cut.from,
+            base_term: cut.base_term,
+            base_position: cut.position,
+            previous,
+            anew: cut.anew,
+        };
+        self.begin_segment(new)?;
+        for segment in held {
+            if cut.anew || segment.base() >= cut.from {
+                self.files.remove(segment.name())?;
+            } else if let Some(at) = segment.file_at(cut.position) {
+                segment.set_end_at(at.min(segment.end_at()));
+                segment.forget_from(cut.from);
+            }
+        }
+        self.write_mark(false)?;
+        self.complete()
+    }
+
+    fn quarantine(
+        &self,
+        segment: &Arc<Segment>,
+        from: EntryIndex,
+        position: LogOffset,
+    ) -> io::Result<()> {
+        let at = segment.file_at(position).unwrap_or(HEADER_BYTES);
+        let end_at = segment.end_at();
+        if at >= end_at {
+            return Ok(());
+        }
+        let first = from.max(segment.base());
+        tracing::info!(
+            segment = segment.name(),
+            first = first.get(),
+            bytes = end_at - at,
+            "cut entries go to quarantine"
+        );
+        self.with_space(|| {
+            quarantine::copy(self.files.storage(), segment.header(), first, at..end_at)
+        })
+    }
+
+    fn save_vote(&mut self, vote: Vote) -> io::Result<()> {
+        assert!(self.unsynced_bytes == 0, "a vote goes behind what was queued before it");
+        let slots = &mut self.vote_slots;
+        let closing = &self.closing;
+        retry_full(&self.files, &self.published, closing, || write_vote(slots, vote))?;
+        self.vote_slots.sync()?;
+        self.published.view.lock().vote = Some(vote);
+        Ok(())
+    }
+
+    /// Writes down how far the log is durable. A hint that only raises what recovery knows.
+    fn write_mark(&mut self, clean: bool) -> io::Result<()> {
+        self.local = Local {
+            incarnation: self.active.segment.header().incarnation,
+            durable_end: self.synced.index,
+            vote_sequence: self.vote_slots.sequence(),
+            boot_id: self.local.boot_id,
+            clean,
+        };
+        let (slots, local) = (&mut self.local_slots, self.local);
+        let closing = &self.closing;
+        retry_full(&self.files, &self.published, closing, || write_local(slots, &local))?;
+        self.local_slots.sync()
+    }
+
+    fn with_space<T>(&self, operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        retry_full(&self.files, &self.published, &self.closing, operation)
+    }
+
+    /// Takes the reserve's space back once there is enough, which ends the full state.
+    fn restore_reserve(&mut self) {
+        if !*self.published.disk_full.borrow() || self.reserve_tried.elapsed() < RESERVE_RETRY {
+            return;
+        }
+        self.reserve_tried = Instant::now();
+        match self.files.restore_reserve() {
+            Ok(true) => {
+                tracing::info!("the disk has space again");
+                self.published.disk_full.send_replace(false);
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "the reserve file cannot be put back yet"),
+        }
+    }
+}
+
+/// What waits now, up to what one sync may cover. No timer.
+fn drain(first: Command, commands: &Receiver<Command>) -> Vec<Command> {
+    let mut bytes = command_bytes(&first);
+    let mut group = vec![first];
+    while bytes < UNSYNCED_BYTES_MAX {
+        let Ok(next) = commands.try_recv() else { break };
+        bytes += command_bytes(&next);
+        group.push(next);
+    }
+    group
+}
+
+fn command_bytes(command: &Command) -> u64 {
+    match command {
+        Command::Append { entries, .. } => entries.iter().map(Entry::frame_bytes).sum(),
+        Command::Cut(_) | Command::Vote { .. } | Command::Close => 0,
+    }
+}
+
+fn header_and_payload_bytes(entry: &Entry) -> u64 {
+    (crate::entry::FRAME_HEADER_BYTES + entry.payload.len()) as u64
+}
+
+fn refuse(command: Command, error: &io::Error) {
+    match command {
+        Command::Append { flushed, .. } => flushed(Err(copy_error(error))),
+        Command::Vote { done, .. } => {
+            if done.send(Err(copy_error(error))).is_err() {
+                tracing::debug!("nobody waits for the vote any more");
+            }
+        }
+        Command::Cut(_) | Command::Close => {}
+    }
+}
+
+/// Repeats an operation until the disk has space for it. Other errors pass.
+fn retry_full<T>(
+    files: &Files,
+    published: &Published,
+    closing: &AtomicBool,
+    mut operation: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    loop {
+        let error = match operation() {
+            Err(error) if is_full(&error) => error,
+            result => return result,
+        };
+        if !published.disk_full.send_replace(true) {
+            tracing::warn!("the disk is full: nothing is lost, writes wait for space");
+        }
+        if files.free_reserve()? {
+            continue;
+        }
+        if closing.load(Ordering::Acquire) {
+            return Err(error);
+        }
+        std::thread::sleep(FULL_RETRY);
+    }
+}
