@@ -276,7 +276,7 @@ mod tests {
     #[test]
     fn a_group_created_again_is_a_new_one() {
         let mut catalog = Catalog::default();
-        let mut create = |catalog: &mut Catalog| {
+        let create = |catalog: &mut Catalog| {
             let (start, at) = (GroupStart::Latest, LogOffset::new(80));
             catalog.create_group(&group("g"), start, 7, at, LIMITS)
         };
