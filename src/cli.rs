@@ -16,8 +16,9 @@ use crate::logging;
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
-    #[command(flatten)]
-    pub(crate) short: NamesrvShort,
+    /// Before the command; behind it the commands have their own
+    #[arg(short = 'n', value_name = "ADDRS", hide = true)]
+    pub(crate) short: Option<String>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -84,10 +85,10 @@ pub(crate) struct Global {
     pub(crate) log_level: Option<String>,
 }
 
-/// `consume -n` is a count, so this cannot be global.
+/// `-n` of `--namesrv`, which cannot be global because `consume -n` is a count.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct NamesrvShort {
-    #[arg(short = 'n', value_name = "ADDRS", hide = true)]
+    #[arg(short = 'n', value_name = "ADDRS", hide = true, global = true)]
     pub(crate) short: Option<String>,
 }
 
@@ -102,9 +103,9 @@ impl Global {
     }
 
     /// What was given as `-n` counts as `--namesrv`, over the environment.
-    pub(crate) fn with(mut self, short: &NamesrvShort) -> Self {
-        if short.short.is_some() {
-            self.namesrv.clone_from(&short.short);
+    pub(crate) fn with(mut self, short: Option<&String>) -> Self {
+        if let Some(namesrv) = short {
+            self.namesrv = Some(namesrv.clone());
         }
         self
     }
@@ -196,10 +197,10 @@ mod tests {
     #[test]
     fn an_endpoint_wins_over_a_nameserver() {
         let cli = parsed("drumlin -n n:1 -e a:1,b:2 topic list");
-        let global = cli.global.with(&cli.short);
+        let global = cli.global.with(cli.short.as_ref());
         assert_eq!(global.endpoints(), ["a:1", "b:2"]);
         let cli = parsed("drumlin -n n:1;m:2 topic list");
-        let mut global = cli.global.with(&cli.short);
+        let mut global = cli.global.with(cli.short.as_ref());
         global.endpoint = None;
         assert_eq!(global.endpoints(), ["n:1", "m:2"]);
     }

@@ -60,7 +60,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 impl Bench {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
-        let _global = global.clone().with(&self.short);
+        let _global = global.clone().with(self.short.short.as_ref());
         Err(Failure::new(Kind::NotSupported, "not supported yet"))
     }
 }

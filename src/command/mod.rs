@@ -17,7 +17,7 @@ mod server;
 pub(crate) mod topic;
 
 pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
-    let global = cli.global.with(&cli.short);
+    let global = cli.global.with(cli.short.as_ref());
     match cli.command {
         Command::Dev(dev) => dev.run(&global),
         Command::Broker(broker) => broker.run(&global),

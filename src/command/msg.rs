@@ -21,16 +21,22 @@ enum Action {
 }
 
 #[derive(Debug, Args)]
-#[group(id = "which", required = true, multiple = false, args = ["offset", "time"])]
 struct Get {
+    #[command(flatten)]
+    which: Which,
+    #[arg(long, value_enum, default_value_t = Body::Text)]
+    body: Body,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Which {
     /// The message at a place
     #[arg(long, value_name = "TOPIC/BROKERGROUP/ID:OFFSET")]
     offset: Option<Place>,
     /// The first message stored at or after a time
     #[arg(long, value_name = "TOPIC@TIME")]
     time: Option<TopicMoment>,
-    #[arg(long, value_enum, default_value_t = Body::Text)]
-    body: Body,
 }
 
 /// How a body is printed.
@@ -46,7 +52,7 @@ enum Body {
 
 impl Msg {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
-        let _global = global.clone().with(&self.short);
+        let _global = global.clone().with(self.short.short.as_ref());
         Err(Failure::new(Kind::NotSupported, "not supported yet"))
     }
 }

@@ -34,7 +34,7 @@ fn property(text: &str) -> Result<(String, String), String> {
 
 impl Produce {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
-        let _global = global.clone().with(&self.short);
+        let _global = global.clone().with(self.short.short.as_ref());
         Err(Failure::new(Kind::NotSupported, "not supported yet"))
     }
 }

@@ -53,7 +53,7 @@ pub(crate) enum Type {
 
 impl Topic {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
-        let _global = global.clone().with(&self.short);
+        let _global = global.clone().with(self.short.short.as_ref());
         Err(Failure::new(Kind::NotSupported, "not supported yet"))
     }
 }

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use drumlin_nameserver::{Config, ListenerConfig, RouteMode};
+
 use super::check;
 use super::key::{role, section};
 use super::reader::Reader;
@@ -20,6 +22,8 @@ section! {
 section! {
     /// This node.
     Node("node") {
+        /// Unique within the cluster.
+        name: String = "nameserver-0";
         /// What it remembers of the brokers, so that it can tell a topic that does not exist from
         /// one whose broker has not registered yet.
         data_dir: PathBuf = "./data/nameserver";
@@ -73,8 +77,16 @@ section! {
         mode: RouteMode = "direct";
         /// Creates a topic when a client first asks for its route: 8 queues, any kind of message.
         auto_create: bool = "false";
+        /// Queues of such a topic on each broker group.
+        auto_create_queue_count: u32 = "8", min "1", max "1024";
         /// A broker that is silent for so long is taken out of routes.
-        broker_expiry: Duration = "5s", unit "s", min "1s", max "10m";
+        registration_expiry: Duration = "5s", unit "s", min "1s", max "10m";
+        /// Time that a broken registration has to come back before routes drop the address.
+        broken_grace: Duration = "300ms", unit "ms", max "1m";
+        /// Longest time that a query is held while its answer is not known yet.
+        query_hold: Duration = "2s", unit "s", max "1m";
+        /// Longest time after the start that the brokers known from before are waited for.
+        start_wait: Duration = "5s", unit "s", max "10m";
     }
 }
 
@@ -89,13 +101,6 @@ role! {
         http: Http,
         routes: Routes,
     }
-}
-
-/// What addresses routes name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RouteMode {
-    Direct,
-    ViaEndpoint,
 }
 
 impl Value for RouteMode {
@@ -154,4 +159,34 @@ impl NameserverKeys {
             (None, None) => {}
         }
     }
+
+    /// What the nameserver is started with.
+    pub(crate) fn config(&self) -> Config {
+        let mut listeners =
+            vec![listener("external", self.external.bind, self.external.advertised.as_ref())];
+        listeners.extend(
+            self.internal
+                .bind
+                .map(|bind| listener("internal", bind, self.internal.advertised.as_ref())),
+        );
+        Config {
+            cluster: self.cluster.name.clone(),
+            node: self.node.name.clone(),
+            data_dir: self.node.data_dir.clone(),
+            listeners,
+            http: self.http.bind,
+            route_mode: self.routes.mode,
+            auto_create_topics: self.routes.auto_create,
+            auto_create_queue_count: self.routes.auto_create_queue_count,
+            registration_expiry: self.routes.registration_expiry,
+            broken_grace: self.routes.broken_grace,
+            query_hold: self.routes.query_hold,
+            start_wait: self.routes.start_wait,
+        }
+    }
+}
+
+fn listener(name: &str, bind: SocketAddr, advertised: Option<&HostPort>) -> ListenerConfig {
+    let advertised = advertised.map(|address| (address.host.clone(), address.port));
+    ListenerConfig { name: name.into(), bind, advertised }
 }

@@ -128,7 +128,7 @@ fn a_variable_of_the_other_role_is_allowed_where_both_run() {
     load::<BrokerKeys>(&given, &[]).expect_err("no key of a broker");
     load::<BrokerKeys>(&given, NameserverKeys::TABLES).expect("a key of the nameserver");
     let loaded: Loaded<NameserverKeys> = load(&given, BrokerKeys::TABLES).expect("valid");
-    assert_eq!(loaded.keys.routes.mode, nameserver::RouteMode::ViaEndpoint);
+    assert_eq!(loaded.keys.routes.mode, drumlin_nameserver::RouteMode::ViaEndpoint);
 }
 
 #[test]

@@ -43,7 +43,7 @@ fn launch(library: &Path, file: &Path) -> Launch {
     let environment =
         pairs.map(|(name, value)| (name.to_owned(), value.to_string_lossy().into_owned()));
     Launch {
-        settings: vec!["broker.invisible_min=1s".into()],
+        settings: vec!["topics.invisible_min=1s".into()],
         environment: environment.to_vec(),
         ..Launch::default()
     }

@@ -28,7 +28,7 @@ async fn a_full_disk_refuses_writes_until_space_returns() -> Result<()> {
         return Ok(());
     }
     let disk = LoopDisk::create(folder.path(), DISK_MEBIBYTES)?;
-    let settings = ["broker.segment_bytes=16MiB", "broker.prepared_bytes=8MiB"];
+    let settings = ["log.segment_bytes=16MiB", "log.prepared_bytes=8MiB"];
     let launch = Launch {
         settings: settings.map(str::to_owned).to_vec(),
         log: Some(folder.path().join("log")),
