@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, TryGetError};
 use uuid::Uuid;
 
+use super::state::{GateMode, TrimPoint};
 use crate::disk::{Disk, TEMPORARY_SUFFIX, read_file, replace_file};
 use crate::log::CheckpointMark;
 use crate::position::{EntryId, EntryIndex, LogOffset, Term};
@@ -19,19 +20,10 @@ use crate::queue::index::{Capture, Index};
 
 const MAGIC: [u8; 8] = *b"DrumCkpt";
 const VERSION: u16 = 1;
-const HEADER_BYTES: usize = 144;
+const HEADER_BYTES: usize = 160;
 const FILE_PREFIX: &str = "checkpoint-";
 /// Of the first checkpoint in a directory.
 const FIRST_GENERATION: u64 = 1;
-
-/// Whether the witness may be ahead of the other data replica.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
-pub enum GateMode {
-    #[default]
-    Paired = 0,
-    Alone = 1,
-}
 
 /// What a checkpoint says besides state and index.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,12 +35,11 @@ pub struct CheckpointMeta {
     /// Behind the applied entry's frame.
     pub end: LogOffset,
     pub gate: GateMode,
-    /// Entries below it are trimmed.
-    pub trim_below: EntryIndex,
-    /// Where the frame of `trim_below` begins.
-    pub trim_position: LogOffset,
+    pub trimmed: TrimPoint,
     /// The last entry that Raft has given up.
     pub purged: Option<EntryId>,
+    /// The entry that brought the membership; none if it is the initial, empty one.
+    pub membership_at: Option<EntryId>,
     /// Opaque here.
     pub membership: Vec<u8>,
 }
@@ -309,16 +300,16 @@ fn encode_header(generation: u64, meta: &CheckpointMeta, sections: [&[u8]; 3]) -
     bytes.put_u16_le(VERSION);
     bytes.put_u8(meta.gate as u8);
     bytes.put_u8(u8::from(meta.purged.is_some()));
-    bytes.put_u32_le(0);
+    bytes.put_u8(u8::from(meta.membership_at.is_some()));
+    bytes.put_bytes(0, 3);
     bytes.put_u64_le(generation);
     bytes.put_slice(meta.group_uuid.as_bytes());
-    bytes.put_u64_le(meta.applied.term.get());
-    bytes.put_u64_le(meta.applied.index.get());
+    put_id(&mut bytes, Some(meta.applied));
     bytes.put_u64_le(meta.end.get());
-    bytes.put_u64_le(meta.trim_below.get());
-    bytes.put_u64_le(meta.trim_position.get());
-    bytes.put_u64_le(meta.purged.map_or(0, |id| id.term.get()));
-    bytes.put_u64_le(meta.purged.map_or(0, |id| id.index.get()));
+    bytes.put_u64_le(meta.trimmed.below.get());
+    bytes.put_u64_le(meta.trimmed.position.get());
+    put_id(&mut bytes, meta.purged);
+    put_id(&mut bytes, meta.membership_at);
     for section in sections {
         bytes.put_u64_le(section.len() as u64);
     }
@@ -346,12 +337,13 @@ fn decode(bytes: &[u8], generation: u64) -> Result<Checkpoint, CheckpointFault> 
         return Err(CheckpointFault::Checksum("header"));
     }
     let gate = match fields.try_get_u8()? {
-        0 => GateMode::Paired,
-        1 => GateMode::Alone,
+        1 => GateMode::Paired,
+        2 => GateMode::Alone,
         other => return Err(CheckpointFault::Gate(other)),
     };
     let has_purged = fields.try_get_u8()? != 0;
-    fields.try_get_u32_le()?;
+    let has_membership_at = fields.try_get_u8()? != 0;
+    fields.try_get_uint_le(3)?;
     let found = fields.try_get_u64_le()?;
     if found != generation {
         return Err(CheckpointFault::Generation(found));
@@ -359,9 +351,10 @@ fn decode(bytes: &[u8], generation: u64) -> Result<Checkpoint, CheckpointFault> 
     let group_uuid = Uuid::from_u128(fields.try_get_u128()?);
     let applied = decode_id(&mut fields)?;
     let end = LogOffset::new(fields.try_get_u64_le()?);
-    let trim_below = EntryIndex::new(fields.try_get_u64_le()?);
-    let trim_position = LogOffset::new(fields.try_get_u64_le()?);
+    let below = EntryIndex::new(fields.try_get_u64_le()?);
+    let trimmed = TrimPoint { below, position: LogOffset::new(fields.try_get_u64_le()?) };
     let purged = Some(decode_id(&mut fields)?).filter(|_| has_purged);
+    let membership_at = Some(decode_id(&mut fields)?).filter(|_| has_membership_at);
     let mut sizes = [0; 3];
     for size in &mut sizes {
         *size = fields.try_get_u64_le()?;
@@ -387,12 +380,17 @@ fn decode(bytes: &[u8], generation: u64) -> Result<Checkpoint, CheckpointFault> 
         applied,
         end,
         gate,
-        trim_below,
-        trim_position,
+        trimmed,
         purged,
+        membership_at,
         membership,
     };
     Ok(Checkpoint { generation, meta, state, directory })
+}
+
+fn put_id(bytes: &mut Vec<u8>, id: Option<EntryId>) {
+    bytes.put_u64_le(id.map_or(0, |id| id.term.get()));
+    bytes.put_u64_le(id.map_or(0, |id| id.index.get()));
 }
 
 fn decode_id(fields: &mut &[u8]) -> Result<EntryId, TryGetError> {

@@ -20,9 +20,9 @@ fn meta(applied: u64) -> CheckpointMeta {
         applied: EntryId { term: Term::new(3), index: EntryIndex::new(applied) },
         end: LogOffset::new(applied * 1000),
         gate: GateMode::Alone,
-        trim_below: EntryIndex::new(5),
-        trim_position: LogOffset::new(5000),
+        trimmed: TrimPoint { below: EntryIndex::new(5), position: LogOffset::new(5000) },
         purged: Some(EntryId { term: Term::new(2), index: EntryIndex::new(4) }),
+        membership_at: Some(EntryId { term: Term::new(1), index: EntryIndex::new(0) }),
         membership: b"members".to_vec(),
     }
 }
