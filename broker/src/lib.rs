@@ -4,6 +4,7 @@ pub mod broker;
 pub mod catalog;
 pub mod command;
 pub mod config;
+pub mod data_dir;
 pub mod disk;
 pub mod entry;
 pub mod group;
