@@ -5,6 +5,7 @@
 //! sync, or any failed write but for a full disk, ends all writing (I3).
 
 mod files;
+pub mod inspect;
 mod mapping;
 mod metrics;
 mod published;

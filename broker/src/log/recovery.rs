@@ -414,7 +414,7 @@ pub(super) fn scan(
     let (mut entries, mut bytes) = (0, 0);
     for (number, found) in chain.iter().enumerate().skip(from.segment) {
         let file = storage.open(&found.name)?;
-        let mut scanner = Scanner::new(file.as_ref(), found.header, key);
+        let mut scanner = Scanner::new(file, found.header, key);
         let later = chain.get(number + 1);
         if number > from.segment {
             next.at = HEADER_BYTES;

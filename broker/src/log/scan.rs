@@ -1,6 +1,7 @@
 //! Frames straight from a file, by `pread`, each one checked. Decides nothing about what it finds.
 
 use std::io;
+use std::sync::Arc;
 
 use super::segment::{HEADER_BYTES, SegmentHeader};
 use super::storage::{StorageFile, read_full_at};
@@ -13,8 +14,8 @@ const BUFFER_BYTES: usize = 1 << 20;
 
 /// Reads one segment's file.
 #[derive(Debug)]
-pub(super) struct Scanner<'a> {
-    file: &'a dyn StorageFile,
+pub(super) struct Scanner {
+    file: Arc<dyn StorageFile>,
     key: FrameKey,
     header: SegmentHeader,
     buffer: Vec<u8>,
@@ -67,8 +68,8 @@ pub(super) struct Behind {
     pub(super) bytes_end_at: u64,
 }
 
-impl<'a> Scanner<'a> {
-    pub(super) fn new(file: &'a dyn StorageFile, header: SegmentHeader, key: FrameKey) -> Self {
+impl Scanner {
+    pub(super) fn new(file: Arc<dyn StorageFile>, header: SegmentHeader, key: FrameKey) -> Self {
         Self { file, key, header, buffer: Vec::new(), buffer_at: 0, filled: 0 }
     }
 
@@ -80,7 +81,7 @@ impl<'a> Scanner<'a> {
             Some(_) | None => {
                 self.buffer.resize(count.max(BUFFER_BYTES), 0);
                 self.buffer_at = at;
-                self.filled = read_full_at(self.file, &mut self.buffer, at)?;
+                self.filled = read_full_at(self.file.as_ref(), &mut self.buffer, at)?;
                 0
             }
         };

@@ -112,6 +112,8 @@ pub(super) fn copy_error(error: &io::Error) -> io::Error {
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
+    /// Files are opened for writing too.
+    writable: bool,
 }
 
 impl Directory {
@@ -121,15 +123,15 @@ impl Directory {
         if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
             File::open(parent)?.sync_all()?;
         }
-        Ok(Self { path: path.to_owned() })
+        Ok(Self { path: path.to_owned(), writable: true })
     }
 
-    /// A directory that must be there already.
+    /// A directory that must be there already, for reading.
     pub fn existing(path: &Path) -> io::Result<Self> {
         if !fs::metadata(path)?.is_dir() {
             return Err(io::ErrorKind::NotADirectory.into());
         }
-        Ok(Self { path: path.to_owned() })
+        Ok(Self { path: path.to_owned(), writable: false })
     }
 
     fn path_of(&self, name: &str) -> PathBuf {
@@ -149,7 +151,7 @@ impl Storage for Directory {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
-        let file = OpenOptions::new().read(true).write(true).open(self.path_of(name))?;
+        let file = OpenOptions::new().read(true).write(self.writable).open(self.path_of(name))?;
         Ok(Arc::new(DirectoryFile(file)))
     }
 
