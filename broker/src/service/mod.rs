@@ -1,2 +1,4 @@
-//! TBD
+//! The edges: wire to valid values and back. They hold no second copy of what the state knows.
+
+pub mod clients;
 pub mod rocketmq;

@@ -1,1 +1,198 @@
-//! TBD
+//! `apache.rocketmq.v2` as official RocketMQ 5 clients speak it: a thin edge over the replica.
+//!
+//! Turns calls into items and items' outcomes into statuses. A business fault is a `Status` in an
+//! OK reply, never a gRPC error. It holds no messages and no offsets; what it owns is who is
+//! connected, what is being planned for polls in flight, and the tasks behind long polls.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+
+use drumlin_proto::native;
+use drumlin_proto::rocketmq::admin_server::AdminServer;
+use drumlin_proto::rocketmq::messaging_service_server::MessagingServiceServer;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::Request;
+
+use crate::broker::Context;
+use crate::replica::Replica;
+use crate::service::clients::Clients;
+
+mod admin;
+mod caller;
+mod handle;
+mod lease;
+mod messages;
+mod messaging;
+mod plan;
+mod presence;
+mod receive;
+mod renew;
+mod route;
+mod send;
+mod settings;
+mod status;
+mod telemetry;
+mod validate;
+
+use caller::Caller;
+use drumlin_proto::rocketmq::Code;
+use plan::Plans;
+use renew::GiveBack;
+use route::CreationRate;
+use status::{Answer, Fault};
+
+/// A body of 4 MiB makes a larger request.
+const REQUEST_BYTES_MAX: usize = 16 << 20;
+/// Long polls waiting at once.
+const POLLS_MAX: usize = 10_000;
+/// Given-back deliveries that wait to be proposed; beyond it leases end by themselves.
+const GIVE_BACKS_MAX: usize = 1024;
+/// How long a call waits for a leader, within its deadline.
+const ELECTION_WAIT: Duration = Duration::from_secs(5);
+/// Left of a deadline for the reply's way.
+const REPLY_MARGIN: Duration = Duration::from_millis(500);
+
+/// What all listeners of one broker share.
+#[derive(Debug)]
+pub struct Edge {
+    context: Arc<Context>,
+    clients: Clients,
+    plans: Plans,
+    polls: Semaphore,
+    /// Queue that the next message without a message group goes to, over all topics.
+    next_queue: AtomicU32,
+    creations: Mutex<CreationRate>,
+    give_backs: mpsc::Sender<GiveBack>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Edge {
+    /// Starts the tasks that renew leases; they run until `stop`.
+    pub fn start(context: Arc<Context>, stop: CancellationToken) -> Arc<Self> {
+        let (give_backs, given_back) = mpsc::channel(GIVE_BACKS_MAX);
+        let edge = Arc::new(Self {
+            context,
+            clients: Clients::default(),
+            plans: Plans::default(),
+            polls: Semaphore::new(POLLS_MAX),
+            next_queue: AtomicU32::new(0),
+            creations: Mutex::new(CreationRate::default()),
+            give_backs,
+            tasks: TaskTracker::new(),
+            stop,
+        });
+        edge.tasks.spawn(renew::renew_while_alive(edge.clone()));
+        edge.tasks.spawn(renew::take_back(edge.clone(), given_back));
+        edge
+    }
+
+    /// The service of one listener, which names `advertised` in routes.
+    pub fn messaging(
+        self: &Arc<Self>,
+        advertised: native::Address,
+    ) -> MessagingServiceServer<Service> {
+        let service = Service { edge: self.clone(), advertised };
+        MessagingServiceServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX)
+    }
+
+    /// RocketMQ's own administration, which is not built yet.
+    pub fn admin(&self) -> AdminServer<admin::Admin> {
+        AdminServer::new(admin::Admin).max_decoding_message_size(REQUEST_BYTES_MAX)
+    }
+
+    pub fn clients(&self) -> &Clients {
+        &self.clients
+    }
+
+    /// Waits for the tasks, once the token given at start was cancelled.
+    pub async fn stopped(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn replica(&self) -> &Replica {
+        &self.context.replica
+    }
+
+    /// Holds a call while the broker group elects, within its deadline.
+    async fn serving(&self, caller: &Caller) -> Result<(), Fault> {
+        let mut status = self.replica().raft_status();
+        if status.borrow().serving {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let left = caller.remaining(now).map(|left| left.saturating_sub(REPLY_MARGIN));
+        let until = now + left.unwrap_or(ELECTION_WAIT).min(ELECTION_WAIT);
+        match timeout_at(until, status.wait_for(|status| status.serving)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(Fault::new(Code::InternalServerError, "the broker is stopping")),
+            Err(_) => Err(Fault::new(Code::HaNotAvailable, "the broker group has no leader here")),
+        }
+    }
+
+    /// Runs one unary call: metadata first, then the work; every fault becomes a status.
+    async fn call<Q, A: Answer, F>(
+        self: &Arc<Self>,
+        rpc: &'static str,
+        request: Request<Q>,
+        work: impl FnOnce(Arc<Caller>, Q) -> F,
+    ) -> A
+    where
+        F: Future<Output = Result<A, Fault>>,
+    {
+        let started = Instant::now();
+        let caller = Caller::from_metadata(request.metadata(), started).map(Arc::new);
+        let mut answer = match &caller {
+            Ok(caller) => {
+                self.clients.touch(&caller.client_id, started);
+                work(caller.clone(), request.into_inner()).await
+            }
+            Err(fault) => Err(fault.clone()),
+        }
+        .unwrap_or_else(|fault| {
+            let mut answer = A::default();
+            *answer.status_mut() = Some(fault.status());
+            answer
+        });
+        let code = match (answer.status_mut(), &caller) {
+            (Some(status), Ok(caller)) => {
+                caller.bearable(status);
+                status.code()
+            }
+            (status, _) => status.as_ref().map_or(Code::Unspecified, |status| status.code()),
+        };
+        self.note(rpc, caller.as_deref().ok(), code, started);
+        answer
+    }
+
+    /// One line and one sample per call.
+    fn note(&self, rpc: &'static str, caller: Option<&Caller>, code: Code, started: Instant) {
+        let took = started.elapsed();
+        let long_polling = rpc == "ReceiveMessage";
+        self.context.metrics.rpc(rpc, code.as_str_name(), long_polling, took);
+        tracing::debug!(
+            rpc,
+            client = caller.map_or("", |caller| caller.client_id.as_str()),
+            language = caller.map_or("", |caller| caller.language.as_str()),
+            version = caller.map_or("", |caller| caller.version.as_str()),
+            timeout_ms = caller.and_then(|caller| caller.remaining(started)).map(|d| d.as_millis()),
+            code = code.as_str_name(),
+            ?took,
+            "call"
+        );
+    }
+}
+
+/// One listener's service.
+#[derive(Clone, Debug)]
+pub struct Service {
+    edge: Arc<Edge>,
+    /// Where clients of this listener reach this broker.
+    advertised: native::Address,
+}

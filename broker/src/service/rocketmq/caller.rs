@@ -1,0 +1,177 @@
+//! Who calls: what the request's metadata says, read once per call.
+
+use std::time::Duration;
+
+use drumlin_proto::rocketmq::{Code, Status};
+use tokio::time::Instant;
+use tonic::metadata::MetadataMap;
+
+use super::status::Fault;
+
+const CLIENT_ID_BYTES_MAX: usize = 1024;
+
+/// The client behind one call, also when another node forwarded it.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    pub(super) client_id: String,
+    pub(super) language: String,
+    pub(super) version: String,
+    /// Of resources that name none themselves; may be empty.
+    pub(super) namespace: String,
+    pub(super) deadline: Option<Instant>,
+}
+
+fn text<'a>(metadata: &'a MetadataMap, name: &str) -> &'a str {
+    metadata.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().trim()
+}
+
+impl Caller {
+    pub(super) fn from_metadata(metadata: &MetadataMap, now: Instant) -> Result<Self, Fault> {
+        let client_id = text(metadata, "x-mq-client-id");
+        if client_id.is_empty() {
+            return Err(Fault::new(Code::ClientIdRequired, "x-mq-client-id is missing"));
+        }
+        if client_id.len() > CLIENT_ID_BYTES_MAX {
+            let bytes = client_id.len();
+            return Err(Fault::new(
+                Code::ClientIdRequired,
+                format!("x-mq-client-id has {bytes} bytes, {CLIENT_ID_BYTES_MAX} are allowed"),
+            ));
+        }
+        Ok(Self {
+            client_id: client_id.to_owned(),
+            language: text(metadata, "x-mq-language").to_owned(),
+            version: text(metadata, "x-mq-client-version").to_owned(),
+            namespace: text(metadata, "x-mq-namespace").to_owned(),
+            deadline: timeout(text(metadata, "grpc-timeout"))
+                .and_then(|timeout| now.checked_add(timeout)),
+        })
+    }
+
+    /// Replaces codes that the client's SDK cannot bear: Rust 5.0.0 panics on numbers that are
+    /// newer than itself.
+    pub(super) fn bearable(&self, status: &mut Status) {
+        if !self.language.eq_ignore_ascii_case("RUST") || self.version != "5.0.0" {
+            return;
+        }
+        let replaced = match status.code() {
+            Code::MessageBodyEmpty => Code::MessageCorrupted,
+            Code::IllegalOffset | Code::IllegalLiteTopic | Code::InvalidClientProperties => {
+                Code::BadRequest
+            }
+            Code::OffsetNotFound => Code::NotFound,
+            Code::LiteTopicQuotaExceeded | Code::LiteSubscriptionQuotaExceeded => {
+                Code::TooManyRequests
+            }
+            _ => return,
+        };
+        status.code = replaced.into();
+    }
+
+    /// Time left before the deadline; `None` without one.
+    pub(super) fn remaining(&self, now: Instant) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline.saturating_duration_since(now))
+    }
+}
+
+/// A `grpc-timeout` header: up to eight digits and a unit.
+fn timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(amount * 3600)),
+        "M" => Some(Duration::from_secs(amount * 60)),
+        "S" => Some(Duration::from_secs(amount)),
+        "m" => Some(Duration::from_millis(amount)),
+        "u" => Some(Duration::from_micros(amount)),
+        "n" => Some(Duration::from_nanos(amount)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metadata(pairs: &[(&'static str, &str)]) -> MetadataMap {
+        let mut map = MetadataMap::new();
+        for (name, value) in pairs {
+            map.insert(*name, value.parse().unwrap());
+        }
+        map
+    }
+
+    #[test]
+    fn client_id_is_required() {
+        let now = Instant::now();
+        for pairs in [&[][..], &[("x-mq-client-id", "  ")][..]] {
+            let fault = Caller::from_metadata(&metadata(pairs), now).unwrap_err();
+            assert_eq!(fault.code, Code::ClientIdRequired);
+        }
+        let long = "c".repeat(CLIENT_ID_BYTES_MAX + 1);
+        let fault =
+            Caller::from_metadata(&metadata(&[("x-mq-client-id", &long)]), now).unwrap_err();
+        assert_eq!(fault.code, Code::ClientIdRequired);
+    }
+
+    #[test]
+    fn grpc_timeouts_are_read_in_every_unit() {
+        for (text, expected) in [
+            ("1H", Some(Duration::from_secs(3600))),
+            ("2M", Some(Duration::from_secs(120))),
+            ("3S", Some(Duration::from_secs(3))),
+            ("4m", Some(Duration::from_millis(4))),
+            ("5u", Some(Duration::from_micros(5))),
+            ("99999999n", Some(Duration::from_nanos(99_999_999))),
+            ("", None),
+            ("S", None),
+            ("-1S", None),
+            ("999999999S", None),
+            ("1s", None),
+            ("1é", None),
+            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
+        ] {
+            assert_eq!(timeout(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn deadline_comes_from_the_timeout() {
+        let now = Instant::now();
+        let pairs = [("x-mq-client-id", "c"), ("grpc-timeout", "3S")];
+        let caller = Caller::from_metadata(&metadata(&pairs), now).unwrap();
+        assert_eq!(caller.remaining(now), Some(Duration::from_secs(3)));
+        assert_eq!(caller.remaining(now + Duration::from_secs(4)), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn rust_5_0_0_gets_no_code_that_it_does_not_know() {
+        let status = |code: Code| Status { code: code.into(), message: "text".into() };
+        let pairs = |version| {
+            [("x-mq-client-id", "c"), ("x-mq-language", "RUST"), ("x-mq-client-version", version)]
+        };
+        let old = Caller::from_metadata(&metadata(&pairs("5.0.0")), Instant::now()).unwrap();
+        let new = Caller::from_metadata(&metadata(&pairs("5.1.0")), Instant::now()).unwrap();
+        for (code, told) in [
+            (Code::MessageBodyEmpty, Code::MessageCorrupted),
+            (Code::IllegalOffset, Code::BadRequest),
+            (Code::IllegalLiteTopic, Code::BadRequest),
+            (Code::InvalidClientProperties, Code::BadRequest),
+            (Code::OffsetNotFound, Code::NotFound),
+            (Code::LiteTopicQuotaExceeded, Code::TooManyRequests),
+            (Code::LiteSubscriptionQuotaExceeded, Code::TooManyRequests),
+            (Code::MessageBodyTooLarge, Code::MessageBodyTooLarge),
+            (Code::Ok, Code::Ok),
+        ] {
+            let mut seen = status(code);
+            old.bearable(&mut seen);
+            assert_eq!(seen, status(told));
+            let mut seen = status(code);
+            new.bearable(&mut seen);
+            assert_eq!(seen, status(code));
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! What becomes of a delivery: AckMessage and ChangeInvisibleDuration.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use drumlin_proto::ids::{GroupName, QueueKey, QueueOffset, TopicName};
+use drumlin_proto::rocketmq::{
+    AckMessageEntry, AckMessageRequest, AckMessageResponse, AckMessageResultEntry,
+    ChangeInvisibleDurationRequest, ChangeInvisibleDurationResponse, Code, Status,
+};
+use futures::future::join_all;
+
+use super::caller::Caller;
+use super::handle::Handle;
+use super::status::{Fault, ok, overall};
+use super::{Edge, validate};
+use crate::command::{Command, GroupId, LeaseId, Outcome};
+use crate::replica::{Applied, Item};
+
+/// Entries of one AckMessage request.
+const ENTRIES_MAX: usize = 4096;
+
+impl Edge {
+    /// What a handle names, if it was given to this group for this topic.
+    fn delivery(
+        &self,
+        handle: &str,
+        group: &GroupName,
+        topic: &TopicName,
+    ) -> Result<Handle, Fault> {
+        let invalid = |text: String| Fault::new(Code::InvalidReceiptHandle, text);
+        let handle = Handle::decode(handle, &self.context.config.broker_group)
+            .map_err(|error| invalid(error.to_string()))?;
+        let view = self.replica().view();
+        let catalog = view.state.catalog();
+        let same_group =
+            catalog.group(handle.group).is_some_and(|definition| definition.name == *group);
+        let same_topic =
+            catalog.topic(handle.queue.topic).is_some_and(|definition| definition.name == *topic);
+        if same_group && same_topic {
+            return Ok(handle);
+        }
+        Err(invalid("the receipt handle is of another group or topic".into()))
+    }
+}
+
+/// Finishes deliveries; the entries are independent of each other.
+pub(super) async fn ack(
+    edge: &Arc<Edge>,
+    caller: Arc<Caller>,
+    request: AckMessageRequest,
+) -> Result<AckMessageResponse, Fault> {
+    let group = validate::group_name(request.group.as_ref(), &caller.namespace)?;
+    let topic = validate::topic_name(request.topic.as_ref(), &caller.namespace)?;
+    if request.entries.is_empty() {
+        return Err(Fault::new(Code::InternalServerError, "the request acknowledges nothing"));
+    }
+    let entry_count = request.entries.len();
+    if entry_count > ENTRIES_MAX {
+        let text = format!("{entry_count} entries, {ENTRIES_MAX} are allowed");
+        return Err(Fault::new(Code::BadRequest, text));
+    }
+    edge.serving(&caller).await?;
+    let decoded: Vec<Result<Handle, Fault>> = request
+        .entries
+        .iter()
+        .map(|entry| edge.delivery(&entry.receipt_handle, &group, &topic))
+        .collect();
+    let statuses = finish(edge, &caller, decoded).await;
+    let entries: Vec<AckMessageResultEntry> =
+        request.entries.into_iter().zip(statuses).map(acknowledged).collect();
+    let status = overall(entries.iter().filter_map(|entry| entry.status.as_ref()));
+    Ok(AckMessageResponse { status, entries })
+}
+
+fn acknowledged((entry, status): (AckMessageEntry, Status)) -> AckMessageResultEntry {
+    AckMessageResultEntry {
+        message_id: entry.message_id,
+        receipt_handle: entry.receipt_handle,
+        status: Some(status),
+    }
+}
+
+/// Acknowledgements of one queue, and which entry each is for.
+#[derive(Default)]
+struct QueueAcks {
+    records: Vec<(QueueOffset, LeaseId)>,
+    entries: Vec<usize>,
+}
+
+/// One command per queue, all proposed before the first is awaited.
+async fn finish(
+    edge: &Arc<Edge>,
+    caller: &Caller,
+    decoded: Vec<Result<Handle, Fault>>,
+) -> Vec<Status> {
+    let mut by_queue: BTreeMap<(GroupId, QueueKey), QueueAcks> = BTreeMap::new();
+    let mut statuses = Vec::with_capacity(decoded.len());
+    for (entry, handle) in decoded.into_iter().enumerate() {
+        match handle {
+            Ok(handle) => {
+                let acks = by_queue.entry((handle.group, handle.queue)).or_default();
+                acks.records.push((handle.offset, handle.lease));
+                acks.entries.push(entry);
+                statuses.push(ok());
+            }
+            Err(fault) => statuses.push(fault.status()),
+        }
+    }
+    let proposed = by_queue.into_iter().map(|((group, queue), acks)| {
+        let command = Command::Ack { group, queue, records: acks.records };
+        let outcome = edge.replica().propose(Item::Command(command), caller.deadline);
+        async move { (acks.entries, outcome.await) }
+    });
+    let proposed: Vec<_> = proposed.collect();
+    for (entries, outcome) in join_all(proposed).await {
+        let results = match outcome {
+            Ok(Applied::Command(Outcome::Acked(results))) => results,
+            Ok(Applied::Run { .. } | Applied::Command(_)) => Vec::new(),
+            Err(error) => {
+                edge.context.metrics.propose_refused(&error);
+                let fault = Fault::from(error);
+                entries.iter().for_each(|entry| put(&mut statuses, *entry, fault.status()));
+                continue;
+            }
+        };
+        let missing = || Err(crate::command::LeaseRefusal::Gone);
+        let results = results.into_iter().chain(std::iter::repeat_with(missing));
+        for (entry, result) in entries.into_iter().zip(results) {
+            if let Err(refusal) = result {
+                let fault = Fault::new(Code::InvalidReceiptHandle, refusal.to_string());
+                put(&mut statuses, entry, fault.status());
+            }
+        }
+    }
+    statuses
+}
+
+fn put(statuses: &mut [Status], entry: usize, status: Status) {
+    if let Some(place) = statuses.get_mut(entry) {
+        *place = status;
+    }
+}
+
+/// Gives a delivery a new lease from now: longer, or 0 and a backoff to have it again.
+pub(super) async fn change(
+    edge: &Arc<Edge>,
+    caller: Arc<Caller>,
+    request: ChangeInvisibleDurationRequest,
+) -> Result<ChangeInvisibleDurationResponse, Fault> {
+    let group = validate::group_name(request.group.as_ref(), &caller.namespace)?;
+    let topic = validate::topic_name(request.topic.as_ref(), &caller.namespace)?;
+    let duration = request.invisible_duration.unwrap_or_default();
+    let invisible_ms = validate::duration_ms(&duration)
+        .filter(|ms| *ms <= validate::INVISIBLE_MS_MAX)
+        .ok_or_else(|| {
+            Fault::new(Code::IllegalInvisibleTime, "an invisible duration is 0 to 12 hours")
+        })?;
+    if request.suspend() {
+        return Err(Fault::not_supported("suspended deliveries"));
+    }
+    edge.serving(&caller).await?;
+    let handle = edge.delivery(&request.receipt_handle, &group, &topic)?;
+    let command = Command::ChangeLease {
+        group: handle.group,
+        queue: handle.queue,
+        offset: handle.offset,
+        lease: handle.lease,
+        invisible_ms,
+    };
+    let outcome = edge.replica().propose(Item::Command(command), caller.deadline).await;
+    match outcome.inspect_err(|error| edge.context.metrics.propose_refused(error))? {
+        Applied::Command(Outcome::LeaseChanged { lease }) => {
+            let changed = Handle { lease, ..handle };
+            let receipt_handle = changed.encode(&edge.context.config.broker_group);
+            Ok(ChangeInvisibleDurationResponse { status: Some(ok()), receipt_handle })
+        }
+        Applied::Run { .. } | Applied::Command(_) => {
+            Err(Fault::new(Code::InternalServerError, "unexpected outcome of a changed lease"))
+        }
+    }
+}

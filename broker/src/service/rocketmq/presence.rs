@@ -1,0 +1,75 @@
+//! Heartbeat and NotifyClientTermination: clients stay, clients leave.
+
+use std::sync::Arc;
+
+use drumlin_proto::rocketmq::{
+    ClientType, Code, HeartbeatRequest, HeartbeatResponse, NotifyClientTerminationRequest,
+    NotifyClientTerminationResponse,
+};
+use tokio::time::Instant;
+
+use super::caller::Caller;
+use super::renew::GIVEN_BACK_MS;
+use super::status::{Fault, ok};
+use super::{Edge, validate};
+use crate::command::Command;
+use crate::replica::{Item, ProposeError};
+use crate::service::clients::{Sighting, client_key};
+
+/// Registers by client type and group: settings may have gone to another node, or be lost.
+pub(super) async fn heartbeat(
+    edge: &Edge,
+    caller: Arc<Caller>,
+    request: HeartbeatRequest,
+) -> Result<HeartbeatResponse, Fault> {
+    let client_type = match ClientType::try_from(request.client_type) {
+        Ok(ClientType::Unspecified) | Err(_) => {
+            let text = format!("client type {} is unknown", request.client_type);
+            return Err(Fault::new(Code::UnrecognizedClientType, text));
+        }
+        Ok(client_type) => client_type,
+    };
+    let group = match client_type {
+        ClientType::Producer => None,
+        _ => Some(validate::group_name(request.group.as_ref(), &caller.namespace)?),
+    };
+    let sighting = Sighting { client_type: Some(client_type), group, ..Sighting::default() };
+    edge.clients
+        .register(&caller.client_id, sighting, Instant::now())
+        .map_err(|error| Fault::new(Code::TooManyRequests, error.to_string()))?;
+    Ok(HeartbeatResponse { status: Some(ok()) })
+}
+
+/// Forgets the client and gives its renewed leases back soon. Its Telemetry stream may end before
+/// or after this call.
+pub(super) async fn terminate(
+    edge: &Arc<Edge>,
+    caller: Arc<Caller>,
+    request: NotifyClientTerminationRequest,
+) -> Result<NotifyClientTerminationResponse, Fault> {
+    let named = request.group.as_ref().filter(|group| !group.name.is_empty());
+    let group =
+        named.map(|group| validate::group_name(Some(group), &caller.namespace)).transpose()?;
+    let Some(known) = edge.clients.remove(&caller.client_id) else {
+        let text = "the client is not known here";
+        return Err(Fault::new(Code::UnrecognizedClientType, text));
+    };
+    let mut groups = known.groups;
+    groups.extend(group);
+    let ids: Vec<_> = {
+        let view = edge.replica().view();
+        let ids = groups.iter().filter_map(|name| view.state.catalog().group_by_name(name));
+        ids.map(|group| group.id).collect()
+    };
+    let client = client_key(&caller.client_id);
+    for group in ids {
+        let command = Command::ReleaseClient { group, client, invisible_ms: GIVEN_BACK_MS };
+        match edge.replica().propose(Item::Command(command), caller.deadline).await {
+            Ok(_) | Err(ProposeError::Refused(_)) => {}
+            // The client leaves all the same; its leases end by themselves.
+            Err(error) => tracing::debug!(%error, client = caller.client_id, "leases not cut"),
+        }
+    }
+    tracing::info!(client = caller.client_id, client_type = ?known.client_type, "client left");
+    Ok(NotifyClientTerminationResponse { status: Some(ok()) })
+}

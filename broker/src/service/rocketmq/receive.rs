@@ -1,0 +1,571 @@
+//! ReceiveMessage: long polls that lease messages and stream them.
+//!
+//! A poll runs in a task of its own, so that a lease that was proposed is never forgotten half way;
+//! the stream that the client reads gives back what it did not take.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use drumlin_proto::ids::{GroupName, QueueKey};
+use drumlin_proto::rocketmq::receive_message_response::Content;
+use drumlin_proto::rocketmq::{
+    ClientType, Code, ReceiveMessageRequest, ReceiveMessageResponse, Resource, Status,
+};
+use futures::Stream;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
+use tonic::Request;
+
+use super::caller::Caller;
+use super::handle::Handle;
+use super::messages::{self, Delivered, QueueReader};
+use super::plan::{Proposed, Want, next_due_in_ms};
+use super::renew::GiveBack;
+use super::settings::{POLL_MAX, RECEIVE_BATCH_MAX};
+use super::status::{Fault, ok};
+use super::{Edge, REPLY_MARGIN, validate};
+use crate::catalog::Topic;
+use crate::command::{Command, Granted, GroupId, GroupStart, LeaseId, Outcome, Refusal};
+use crate::log::ReadError;
+use crate::replica::{Applied, Item, ProposeError};
+use crate::service::clients::{Sighting, client_key};
+
+/// Lease that the broker chooses and renews.
+const RENEWED_LEASE_MS: u64 = 60_000;
+/// Shortest poll of a client that asks for none.
+const POLL_MIN: Duration = Duration::from_secs(5);
+/// What clients use when their settings do not say.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A checked poll.
+#[derive(Debug)]
+struct PollRequest {
+    topic: Arc<Topic>,
+    /// As the client named it; comes back in every message.
+    topic_named: Resource,
+    group: GroupName,
+    queues: Vec<QueueKey>,
+    want: Want,
+    records_max: usize,
+    deadline: Option<Instant>,
+    ends: Instant,
+}
+
+/// How long a poll may wait, from what the client asks for and what is left of its deadline.
+///
+/// An asked time is honoured however short, up to [`POLL_MAX`]. Without one it follows from the
+/// deadline. Either way the reply leaves half a second before the deadline.
+fn poll_time(
+    asked: Option<Duration>,
+    remaining: Option<Duration>,
+    request_timeout: Duration,
+) -> Duration {
+    let wanted = match (asked.filter(|asked| !asked.is_zero()), remaining) {
+        (Some(asked), _) => asked.min(POLL_MAX),
+        (None, Some(remaining)) => {
+            remaining.saturating_sub(request_timeout / 2).clamp(POLL_MIN, POLL_MAX)
+        }
+        (None, None) => POLL_MAX,
+    };
+    match remaining {
+        Some(remaining) => wanted.min(remaining.saturating_sub(REPLY_MARGIN)),
+        None => wanted,
+    }
+}
+
+fn invisible_ms(request: &ReceiveMessageRequest, min: Duration) -> Result<u64, Fault> {
+    if request.auto_renew {
+        return Ok(RENEWED_LEASE_MS);
+    }
+    let min_ms = u64::try_from(min.as_millis()).unwrap_or(u64::MAX);
+    let asked = request.invisible_duration.as_ref().and_then(validate::duration_ms);
+    asked.filter(|ms| (min_ms..=validate::INVISIBLE_MS_MAX).contains(ms)).ok_or_else(|| {
+        let text = format!("an invisible duration is {min_ms} ms to 12 hours");
+        Fault::new(Code::IllegalInvisibleTime, text)
+    })
+}
+
+fn records_max(batch_size: i32) -> Result<usize, Fault> {
+    match usize::try_from(batch_size.min(RECEIVE_BATCH_MAX)) {
+        Ok(records_max) if records_max > 0 => Ok(records_max),
+        Ok(_) | Err(_) => {
+            Err(Fault::new(Code::BadRequest, format!("a batch of {batch_size} messages")))
+        }
+    }
+}
+
+impl Edge {
+    async fn checked(
+        &self,
+        caller: &Caller,
+        request: &ReceiveMessageRequest,
+    ) -> Result<PollRequest, Fault> {
+        let now = Instant::now();
+        let queue = request.message_queue.as_ref();
+        let topic_named = queue.and_then(|queue| queue.topic.clone()).unwrap_or_default();
+        let topic_name = validate::topic_name(Some(&topic_named), &caller.namespace)?;
+        let group = validate::group_name(request.group.as_ref(), &caller.namespace)?;
+        let broker_group = &self.context.config.broker_group;
+        let broker = queue.and_then(|queue| queue.broker.as_ref());
+        if let Some(broker) = broker
+            && !broker.name.is_empty()
+            && broker.name != broker_group.as_str()
+        {
+            let text = format!("this broker belongs to {broker_group}, not to {:?}", broker.name);
+            return Err(Fault::new(Code::BadRequest, text));
+        }
+        let filter = validate::filter(request.filter_expression.as_ref())?;
+        let invisible_ms = invisible_ms(request, self.context.config.invisible_min)?;
+        let records_max = records_max(request.batch_size)?;
+        let asked = request.long_polling_timeout.as_ref().map(|timeout| {
+            validate::duration_ms(timeout)
+                .map(Duration::from_millis)
+                .ok_or_else(|| Fault::new(Code::IllegalPollingTime, "the polling time is negative"))
+        });
+        let known = self.clients.get(&caller.client_id);
+        let request_timeout =
+            known.and_then(|client| client.request_timeout).unwrap_or(REQUEST_TIMEOUT);
+        let wait = poll_time(asked.transpose()?, caller.remaining(now), request_timeout);
+        self.serving(caller).await?;
+        let topic = self.topic(&topic_name)?;
+        let queues: Vec<QueueKey> = topic.queues(broker_group).collect();
+        if queues.is_empty() {
+            let text = format!("no readable queue of {topic_name} here");
+            return Err(Fault::new(Code::Forbidden, text));
+        }
+        let group_id = self.group_or_create(&group, caller.deadline).await?;
+        let want = Want {
+            group: group_id,
+            client: client_key(&caller.client_id),
+            auto_renew: request.auto_renew,
+            invisible_ms,
+            filter,
+        };
+        let deadline = caller.deadline;
+        let ends = now + wait;
+        Ok(PollRequest { topic, topic_named, group, queues, want, records_max, deadline, ends })
+    }
+
+    /// The consumer group, created on its first use.
+    async fn group_or_create(
+        &self,
+        name: &GroupName,
+        deadline: Option<Instant>,
+    ) -> Result<GroupId, Fault> {
+        let known = {
+            let view = self.replica().view();
+            view.state.catalog().group_by_name(name).map(|group| group.id)
+        };
+        if let Some(id) = known {
+            return Ok(id);
+        }
+        let started = Instant::now();
+        let command = Command::CreateGroup { name: name.clone(), start: GroupStart::Earliest };
+        let outcome = self.replica().propose(Item::Command(command), deadline).await;
+        match outcome {
+            Ok(Applied::Command(Outcome::GroupCreated { group })) => {
+                self.context.metrics.group_created(true, started.elapsed());
+                tracing::info!(group = %name, "consumer group created on first use");
+                Ok(group)
+            }
+            Err(ProposeError::Refused(Refusal::GroupExists(group))) => Ok(group),
+            Ok(Applied::Run { .. } | Applied::Command(_)) => {
+                Err(Fault::new(Code::InternalServerError, "unexpected outcome of a new group"))
+            }
+            Err(error) => {
+                self.context.metrics.group_created(false, started.elapsed());
+                self.context.metrics.propose_refused(&error);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Waits until there is something to give, the poll ends or the client is gone.
+    async fn poll(
+        &self,
+        poll: &PollRequest,
+        gone: &mut oneshot::Sender<PollEnd>,
+    ) -> Result<Vec<Leased>, Fault> {
+        let mut raft = self.replica().raft_status();
+        let wakes = self.replica().topic_wakes(poll.topic.id);
+        loop {
+            let mut woken = std::pin::pin!(wakes.notified());
+            woken.as_mut().enable();
+            match self.take(poll).await? {
+                Taken::Records(records) => return Ok(records),
+                Taken::OnTheWay => continue,
+                Taken::Nothing => {}
+            }
+            if Instant::now() >= poll.ends {
+                self.pass_over(poll);
+                return Err(Fault::new(Code::MessageNotFound, "no message until the poll ended"));
+            }
+            let due_ms = next_due_in_ms(self.replica(), poll.want.group, &poll.queues);
+            let due = due_ms.map(|ms| Instant::now() + Duration::from_millis(ms.max(1)));
+            let until = due.map_or(poll.ends, |due| due.min(poll.ends));
+            tokio::select! {
+                () = woken => {}
+                () = sleep_until(until) => {}
+                () = gone.closed() => return Ok(Vec::new()),
+                () = self.stop.cancelled() => {
+                    return Err(Fault::new(Code::InternalServerError, "the broker is stopping"));
+                }
+                led = raft.wait_for(|status| !status.serving) => {
+                    drop(led);
+                    let text = "this broker does not lead its group any more";
+                    return Err(Fault::new(Code::HaNotAvailable, text));
+                }
+            }
+        }
+    }
+
+    /// One round over the topic's queues.
+    async fn take(&self, poll: &PollRequest) -> Result<Taken, Fault> {
+        let first = usize::try_from(self.next_queue.fetch_add(1, Ordering::Relaxed)).unwrap_or(0);
+        let mut room = poll.records_max;
+        let mut proposed: Vec<Proposed> = Vec::new();
+        for n in 0..poll.queues.len() {
+            let Some(queue) = poll.queues.get((first.wrapping_add(n)) % poll.queues.len()) else {
+                continue;
+            };
+            let plan = self.plans.propose(self.replica(), *queue, &poll.want, room, poll.deadline);
+            if let Some(plan) = plan.map_err(unreadable)? {
+                room -= plan.record_count;
+                proposed.push(plan);
+            }
+            if room == 0 {
+                break;
+            }
+        }
+        let mut taken = if proposed.is_empty() { Taken::Nothing } else { Taken::OnTheWay };
+        let mut records = Vec::new();
+        for plan in proposed {
+            let queue = plan.queue;
+            match plan.outcome().await {
+                Ok((lease, granted)) => {
+                    records.extend(granted.into_iter().map(|record| (queue, lease, record)));
+                }
+                Err(ProposeError::Refused(
+                    Refusal::LeaseOutdated { .. } | Refusal::OffsetOutOfRange { .. },
+                )) => taken = Taken::Nothing,
+                Err(error) if records.is_empty() => {
+                    self.context.metrics.propose_refused(&error);
+                    return Err(error.into());
+                }
+                Err(error) => tracing::debug!(%error, ?queue, "part of a poll failed"),
+            }
+        }
+        Ok(if records.is_empty() { taken } else { Taken::Records(records) })
+    }
+
+    /// What a filter left out counts as consumed when the poll ends.
+    fn pass_over(&self, poll: &PollRequest) {
+        for queue in &poll.queues {
+            match self.plans.pass_over(self.replica(), *queue, &poll.want) {
+                Ok(Some(proposed)) => {
+                    self.tasks.spawn(async move {
+                        if let Err(error) = proposed.outcome().await {
+                            tracing::debug!(%error, "passing over filtered messages failed");
+                        }
+                    });
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, ?queue, "the queue cannot be read"),
+            }
+        }
+    }
+}
+
+fn unreadable(error: ReadError) -> Fault {
+    tracing::error!(%error, "a queue cannot be read");
+    Fault::new(Code::InternalServerError, error.to_string())
+}
+
+type Leased = (QueueKey, LeaseId, Granted);
+
+/// What one round brought.
+#[derive(Debug)]
+enum Taken {
+    Records(Vec<Leased>),
+    /// Something was proposed that granted nothing: look again at once.
+    OnTheWay,
+    Nothing,
+}
+
+/// Runs a poll in a task and answers with the stream of its frames.
+pub(super) fn open(
+    edge: &Arc<Edge>,
+    store_host: String,
+    request: Request<ReceiveMessageRequest>,
+) -> ReceiveStream {
+    let started = Instant::now();
+    let caller = Caller::from_metadata(request.metadata(), started);
+    let (sender, receiver) = oneshot::channel();
+    let task = edge.clone();
+    edge.tasks.spawn(async move {
+        let end = match &caller {
+            Ok(caller) => {
+                task.clients.touch(&caller.client_id, started);
+                run(&task, caller, request.into_inner(), store_host, sender).await
+            }
+            Err(fault) => finish(sender, fault.status(), None),
+        };
+        task.note("ReceiveMessage", caller.as_ref().ok(), end, started);
+    });
+    ReceiveStream { edge: edge.clone(), state: StreamState::Polling(receiver) }
+}
+
+async fn run(
+    edge: &Arc<Edge>,
+    caller: &Caller,
+    request: ReceiveMessageRequest,
+    store_host: String,
+    mut sender: oneshot::Sender<PollEnd>,
+) -> Code {
+    let Ok(_permit) = edge.polls.try_acquire() else {
+        let fault = Fault::new(Code::TooManyRequests, "too many polls wait already");
+        return finish(sender, fault.status(), None);
+    };
+    let ended = match edge.checked(caller, &request).await {
+        Ok(poll) => {
+            edge.note_consumer(caller, &request, &poll);
+            edge.poll(&poll, &mut sender).await.map(|records| (poll, records))
+        }
+        Err(fault) => Err(fault),
+    };
+    match ended {
+        Ok((poll, records)) => {
+            let delivery = Delivery {
+                edge: edge.clone(),
+                topic_named: poll.topic_named,
+                topic: poll.topic,
+                group: poll.group,
+                group_id: poll.want.group,
+                invisible_ms: poll.want.invisible_ms,
+                store_host,
+                records: records.into(),
+            };
+            finish(sender, ok(), Some(delivery))
+        }
+        Err(fault) => {
+            let mut status = fault.status();
+            caller.bearable(&mut status);
+            finish(sender, status, None)
+        }
+    }
+}
+
+fn finish(sender: oneshot::Sender<PollEnd>, status: Status, delivery: Option<Delivery>) -> Code {
+    let code = status.code();
+    if let Err(unread) = sender.send(PollEnd { status, delivery }) {
+        // Nobody reads any more; dropping the delivery gives it back.
+        drop(unread);
+    }
+    code
+}
+
+impl Edge {
+    /// A poll registers its client, for clients whose settings went elsewhere.
+    fn note_consumer(&self, caller: &Caller, request: &ReceiveMessageRequest, poll: &PollRequest) {
+        let known = self.clients.get(&caller.client_id).is_some();
+        let client_type = match (known, request.auto_renew) {
+            (true, _) => None,
+            (false, true) => Some(ClientType::PushConsumer),
+            (false, false) => Some(ClientType::SimpleConsumer),
+        };
+        let group = Some(poll.group.clone());
+        let sighting = Sighting { client_type, group, ..Sighting::default() };
+        if let Err(error) = self.clients.register(&caller.client_id, sighting, Instant::now()) {
+            tracing::warn!(%error, client = caller.client_id, "consumer not registered");
+        }
+    }
+}
+
+/// How a poll ended.
+#[derive(Debug)]
+struct PollEnd {
+    status: Status,
+    delivery: Option<Delivery>,
+}
+
+/// Leased messages on their way to the client. What is left when it is dropped is given back.
+#[derive(Debug)]
+struct Delivery {
+    edge: Arc<Edge>,
+    topic: Arc<Topic>,
+    topic_named: Resource,
+    group: GroupName,
+    group_id: GroupId,
+    invisible_ms: u64,
+    store_host: String,
+    records: VecDeque<Leased>,
+}
+
+impl Delivery {
+    /// The next message; `None` when all are delivered.
+    fn next(&mut self) -> Option<ReceiveMessageResponse> {
+        while let Some((queue, lease, granted)) = self.records.pop_front() {
+            let handle = Handle { group: self.group_id, queue, offset: granted.offset, lease };
+            let delivered = Delivered {
+                topic: &self.topic_named,
+                queue,
+                offset: granted.offset,
+                attempt: granted.attempt,
+                invisible_ms: self.invisible_ms,
+                receipt_handle: handle.encode(&self.edge.context.config.broker_group),
+                store_host: &self.store_host,
+            };
+            let mut reader = QueueReader::new(self.edge.replica(), queue);
+            let message = reader.read(granted.offset, |line, run, record| {
+                messages::message(delivered, line, run, record)
+            });
+            match message {
+                Ok(Some(message)) => {
+                    let bytes = u64::try_from(message.body.len()).unwrap_or(0);
+                    let retry = granted.attempt > 1;
+                    let (topic, group) = (&self.topic.name, Some(&self.group));
+                    self.edge.context.metrics.messages_out(topic, group, retry, 1, bytes);
+                    return Some(frame(Content::Message(message)));
+                }
+                Ok(None) => {
+                    tracing::debug!(?queue, offset = %granted.offset, "trimmed while leased");
+                }
+                Err(error) => {
+                    tracing::error!(%error, ?queue, offset = %granted.offset, "unreadable message");
+                }
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        if self.records.is_empty() {
+            return;
+        }
+        let records = self.records.drain(..);
+        let records = records.map(|(queue, lease, granted)| (queue, granted.offset, lease));
+        let give_back = GiveBack { group: self.group_id, records: records.collect() };
+        if let Err(error) = self.edge.give_backs.try_send(give_back) {
+            tracing::debug!(%error, "unsent messages come back when their leases end");
+        }
+    }
+}
+
+fn frame(content: Content) -> ReceiveMessageResponse {
+    ReceiveMessageResponse { content: Some(content) }
+}
+
+#[derive(Debug)]
+enum StreamState {
+    Polling(oneshot::Receiver<PollEnd>),
+    /// The status frame went out.
+    Delivering(Option<Delivery>),
+    Ended,
+}
+
+/// The frames of one poll: status, messages, delivery timestamp.
+#[derive(Debug)]
+pub struct ReceiveStream {
+    edge: Arc<Edge>,
+    state: StreamState,
+}
+
+impl Stream for ReceiveStream {
+    type Item = Result<ReceiveMessageResponse, tonic::Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let (next, content) = match &mut self.state {
+            StreamState::Polling(receiver) => match ready!(Pin::new(receiver).poll(context)) {
+                Ok(end) => {
+                    (StreamState::Delivering(end.delivery), frame(Content::Status(end.status)))
+                }
+                Err(_) => {
+                    let fault = Fault::new(Code::InternalServerError, "the poll was abandoned");
+                    let status = frame(Content::Status(fault.status()));
+                    (StreamState::Delivering(None), status)
+                }
+            },
+            StreamState::Delivering(delivery) => {
+                if let Some(message) = delivery.as_mut().and_then(Delivery::next) {
+                    return Poll::Ready(Some(Ok(message)));
+                }
+                let now_ms = i64::try_from(self.edge.replica().clock_ms()).unwrap_or(i64::MAX);
+                let now = validate::timestamp(now_ms);
+                (StreamState::Ended, frame(Content::DeliveryTimestamp(now)))
+            }
+            StreamState::Ended => return Poll::Ready(None),
+        };
+        self.state = next;
+        Poll::Ready(Some(Ok(content)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn poll_time_rules() {
+        let half = Duration::from_millis(500);
+        for (row, asked, remaining, timeout, expected) in [
+            ("as asked", Some(s(10)), Some(s(13)), s(3), s(10)),
+            ("at most 20 s", Some(s(40)), Some(s(60)), s(3), s(20)),
+            ("short ones are honoured", Some(s(1)), Some(s(4)), s(3), s(1)),
+            ("3 s with room for 5 s", Some(s(3)), Some(s(6)), s(3), s(3)),
+            ("Rust: deadline is the poll", Some(s(40)), Some(s(40)), s(3), s(20)),
+            ("Go after a redial", Some(s(20)), Some(s(18)), s(3), s(18) - half),
+            ("ends before the deadline", Some(s(5)), Some(s(5)), s(3), s(5) - half),
+            ("Go simple asks for none", None, Some(s(18)), s(3), s(16) + half),
+            ("none, large timeout", None, Some(s(10)), s(20), s(5)),
+            ("none, at most 20 s", None, Some(s(60)), s(3), s(20)),
+            ("none, little left", None, Some(s(3)), s(3), s(3) - half),
+            ("zero counts as none", Some(s(0)), Some(s(3)), s(3), s(3) - half),
+            ("no deadline", Some(s(7)), None, s(3), s(7)),
+            ("neither", None, None, s(3), s(20)),
+            ("nothing left", Some(s(7)), Some(Duration::ZERO), s(3), Duration::ZERO),
+        ] {
+            assert_eq!(poll_time(asked, remaining, timeout), expected, "{row}");
+        }
+    }
+
+    #[test]
+    fn leases_have_a_minimum_and_a_maximum_unless_renewed() {
+        let lease = |seconds, nanos, auto_renew| {
+            let invisible_duration = Some(prost_types::Duration { seconds, nanos });
+            let request =
+                ReceiveMessageRequest { auto_renew, invisible_duration, ..Default::default() };
+            invisible_ms(&request, s(10)).map_err(|fault| fault.code)
+        };
+        let illegal = Err(Code::IllegalInvisibleTime);
+        assert_eq!(lease(10, 0, false), Ok(10_000));
+        assert_eq!(lease(12 * 3600, 0, false), Ok(43_200_000));
+        assert_eq!(lease(9, 999_000_000, false), illegal);
+        assert_eq!(lease(12 * 3600, 1_000_000, false), illegal);
+        assert_eq!(lease(-1, 0, false), illegal);
+        assert_eq!(lease(i64::MAX, 0, false), illegal);
+        assert_eq!(lease(0, 0, true), Ok(60_000));
+        let none = ReceiveMessageRequest::default();
+        assert_eq!(invisible_ms(&none, s(10)).map_err(|fault| fault.code), illegal);
+        let push = ReceiveMessageRequest { auto_renew: true, ..Default::default() };
+        assert_eq!(invisible_ms(&push, s(10)), Ok(60_000));
+    }
+
+    #[test]
+    fn batches_are_cut_to_32() {
+        assert_eq!(records_max(1), Ok(1));
+        assert_eq!(records_max(32), Ok(32));
+        assert_eq!(records_max(i32::MAX), Ok(32));
+        assert_eq!(records_max(0).unwrap_err().code, Code::BadRequest);
+        assert_eq!(records_max(i32::MIN).unwrap_err().code, Code::BadRequest);
+    }
+}

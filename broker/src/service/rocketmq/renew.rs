@@ -1,0 +1,278 @@
+//! The tasks behind leases: renewal while a client is alive, giving back what was not delivered.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use drumlin_proto::ids::{QueueKey, QueueOffset};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::Edge;
+use super::settings::retry_pause;
+use crate::command::{ClientKey, Command, GroupId, LeaseId};
+use crate::group::leases::Flight;
+use crate::replica::{Item, ProposeError};
+use crate::service::clients::SILENCE_MAX;
+
+const ROUND: Duration = Duration::from_secs(5);
+/// Leases that end within this time are renewed.
+const ENDING_MS: u64 = 10_000;
+/// Lengths of the first, second, ... renewal; the last one goes on.
+const RENEWALS_MS: [u64; 6] = [60_000, 180_000, 300_000, 600_000, 1_800_000, 3_600_000];
+/// No lease is renewed beyond this time from its delivery.
+const HELD_MS_MAX: u64 = 3 * 3_600_000;
+/// What is left of leases whose holder is gone, or whose message was never sent.
+pub(super) const GIVEN_BACK_MS: u64 = 1000;
+/// Records in one command.
+const RECORDS_MAX: usize = 1024;
+
+/// Leased records that no client got.
+#[derive(Debug)]
+pub(super) struct GiveBack {
+    pub(super) group: GroupId,
+    pub(super) records: Vec<(QueueKey, QueueOffset, LeaseId)>,
+}
+
+/// What to do with a renewed lease that is about to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Renewal {
+    For {
+        invisible_ms: u64,
+    },
+    /// Held for too long: deliver it again after the group's pause.
+    Retry {
+        invisible_ms: u64,
+    },
+}
+
+/// The lease's own times tell which renewal is next, so a new leader goes on where the old ended.
+fn renewal(flight: &Flight, now_ms: u64) -> Renewal {
+    let limit_ms = flight.delivered_ms.saturating_add(HELD_MS_MAX);
+    let left_ms = limit_ms.saturating_sub(now_ms);
+    if left_ms < ENDING_MS {
+        let pause = retry_pause(flight.attempt);
+        return Renewal::Retry { invisible_ms: u64::try_from(pause.as_millis()).unwrap_or(0) };
+    }
+    // After n renewals the lease ends at most at the sum of the first lease and those n.
+    let held_ms = flight.expires_ms.saturating_sub(flight.delivered_ms);
+    let mut reached_ms = 60_000;
+    let mut next_ms = RENEWALS_MS[RENEWALS_MS.len() - 1];
+    for renewal_ms in RENEWALS_MS {
+        if held_ms <= reached_ms {
+            next_ms = renewal_ms;
+            break;
+        }
+        reached_ms += renewal_ms;
+    }
+    Renewal::For { invisible_ms: next_ms.min(left_ms) }
+}
+
+/// What one round proposes.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Round {
+    renewed: BTreeMap<(GroupId, QueueKey, u64), Vec<(QueueOffset, LeaseId)>>,
+    retried: Vec<(GroupId, QueueKey, QueueOffset, LeaseId, u64)>,
+    /// Holders of leases that were not heard of for long.
+    gone: BTreeSet<(GroupId, ClientKey)>,
+}
+
+impl Round {
+    fn add(
+        &mut self,
+        (group, queue): (GroupId, QueueKey),
+        (offset, flight): (QueueOffset, &Flight),
+        alive: bool,
+        now_ms: u64,
+    ) {
+        if !alive {
+            self.gone.insert((group, flight.client));
+            return;
+        }
+        if flight.expires_ms > now_ms.saturating_add(ENDING_MS) {
+            return;
+        }
+        match renewal(flight, now_ms) {
+            Renewal::For { invisible_ms } => {
+                let key = (group, queue, invisible_ms);
+                self.renewed.entry(key).or_default().push((offset, flight.lease));
+            }
+            Renewal::Retry { invisible_ms } => {
+                self.retried.push((group, queue, offset, flight.lease, invisible_ms));
+            }
+        }
+    }
+
+    fn commands(self) -> Vec<Command> {
+        let mut commands = Vec::new();
+        for ((group, queue, invisible_ms), records) in self.renewed {
+            for records in records.chunks(RECORDS_MAX) {
+                let records = records.to_vec();
+                commands.push(Command::RenewLeases { group, queue, records, invisible_ms });
+            }
+        }
+        for (group, queue, offset, lease, invisible_ms) in self.retried {
+            commands.push(Command::ChangeLease { group, queue, offset, lease, invisible_ms });
+        }
+        for (group, client) in self.gone {
+            commands.push(Command::ReleaseClient { group, client, invisible_ms: GIVEN_BACK_MS });
+        }
+        commands
+    }
+}
+
+impl Edge {
+    /// Looks at every renewed lease; `lead_since` is when this node began to serve.
+    fn renewals(&self, lead_since: Instant, now: Instant) -> Round {
+        let mut round = Round::default();
+        let now_ms = self.replica().clock_ms();
+        // A new leader knows no client yet and takes all as alive.
+        let all_alive = now < lead_since + SILENCE_MAX;
+        let view = self.replica().view();
+        for (group, queue, leases) in view.state.groups().iter() {
+            for (offset, flight) in leases.flights() {
+                if flight.auto_renew && !flight.is_due(now_ms) {
+                    let alive = all_alive || self.clients.is_alive(flight.client, now);
+                    round.add((group, queue), (offset, flight), alive, now_ms);
+                }
+            }
+        }
+        round
+    }
+
+    /// Proposes in order; answers when all are decided. Lost ones come again in the next round.
+    async fn propose_all(&self, commands: Vec<Command>) {
+        let proposed: Vec<_> = commands
+            .into_iter()
+            .map(|command| self.replica().propose(Item::Command(command), None))
+            .collect();
+        for outcome in futures::future::join_all(proposed).await {
+            match outcome {
+                Ok(_) | Err(ProposeError::Refused(_)) => {}
+                Err(error) => tracing::debug!(%error, "a lease was not changed"),
+            }
+        }
+    }
+}
+
+/// Renews leases of clients that are alive, ends those of clients that are not.
+pub(super) async fn renew_while_alive(edge: Arc<Edge>) {
+    let mut ticks = interval(ROUND);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let status = edge.replica().raft_status();
+    let mut lead: Option<(crate::position::Term, Instant)> = None;
+    loop {
+        tokio::select! {
+            () = edge.stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let now = Instant::now();
+        for (_, client) in edge.clients.expire(now) {
+            tracing::info!(client = client.client_id, "client silent for too long");
+        }
+        edge.plans.sweep();
+        let raft = *status.borrow();
+        if !raft.serving {
+            lead = None;
+            continue;
+        }
+        let lead_since = match lead {
+            Some((term, since)) if term == raft.term => since,
+            Some(_) | None => now,
+        };
+        lead = Some((raft.term, lead_since));
+        let commands = edge.renewals(lead_since, now).commands();
+        edge.propose_all(commands).await;
+    }
+}
+
+/// Makes unsent messages deliverable again soon.
+pub(super) async fn take_back(edge: Arc<Edge>, mut given_back: mpsc::Receiver<GiveBack>) {
+    loop {
+        let back = tokio::select! {
+            () = edge.stop.cancelled() => return,
+            back = given_back.recv() => back,
+        };
+        let Some(GiveBack { group, records }) = back else { return };
+        let commands = records.into_iter().map(|(queue, offset, lease)| Command::ChangeLease {
+            group,
+            queue,
+            offset,
+            lease,
+            invisible_ms: GIVEN_BACK_MS,
+        });
+        edge.propose_all(commands.collect()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use drumlin_proto::ids::{QueueId, TopicId};
+
+    use super::*;
+
+    const START_MS: u64 = 1_000_000;
+
+    fn flight(expires_ms: u64) -> Flight {
+        Flight {
+            lease: LeaseId(1),
+            expires_ms,
+            attempt: 2,
+            client: ClientKey(7),
+            auto_renew: true,
+            given_back: false,
+            first_delivered_ms: START_MS,
+            delivered_ms: START_MS,
+        }
+    }
+
+    #[test]
+    fn renewals_grow_and_end_after_three_hours() {
+        let mut flight = flight(START_MS + 60_000);
+        let mut lengths_s = Vec::new();
+        let end = loop {
+            let now_ms = flight.expires_ms - 7000;
+            match renewal(&flight, now_ms) {
+                Renewal::For { invisible_ms } => {
+                    lengths_s.push(invisible_ms / 1000);
+                    flight.expires_ms = now_ms + invisible_ms;
+                }
+                retry => break retry,
+            }
+        };
+        assert_eq!(lengths_s[..6], [60, 180, 300, 600, 1800, 3600]);
+        assert!(lengths_s.len() <= 8, "{lengths_s:?}");
+        assert_eq!(flight.expires_ms, START_MS + HELD_MS_MAX);
+        assert_eq!(end, Renewal::Retry { invisible_ms: 5000 });
+    }
+
+    #[test]
+    fn a_round_renews_what_ends_soon_and_releases_the_silent() {
+        let queue = QueueKey { topic: TopicId::new(1), queue: QueueId::new(0) };
+        let key = (GroupId(3), queue);
+        let offset = QueueOffset::new;
+        let now_ms = START_MS + 52_000;
+        let mut round = Round::default();
+        round.add(key, (offset(0), &flight(START_MS + 60_000)), true, now_ms);
+        round.add(key, (offset(1), &flight(now_ms + ENDING_MS + 1)), true, now_ms);
+        let silent = Flight { client: ClientKey(8), ..flight(now_ms + 3_000_000) };
+        round.add(key, (offset(2), &silent), false, now_ms);
+        round.add(key, (offset(3), &silent), false, now_ms);
+        assert_eq!(
+            round.commands(),
+            [
+                Command::RenewLeases {
+                    group: GroupId(3),
+                    queue,
+                    records: vec![(offset(0), LeaseId(1))],
+                    invisible_ms: 60_000,
+                },
+                Command::ReleaseClient {
+                    group: GroupId(3),
+                    client: ClientKey(8),
+                    invisible_ms: GIVEN_BACK_MS,
+                },
+            ]
+        );
+    }
+}

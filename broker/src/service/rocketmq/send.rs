@@ -1,0 +1,167 @@
+//! SendMessage: messages to one run of one queue.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use drumlin_proto::ids::{QueueId, QueueKey, QueueOffset};
+use drumlin_proto::record::{RecordFields, RecordKind, Run, RunBuilder};
+use drumlin_proto::rocketmq::{
+    Code, Message, SendMessageRequest, SendMessageResponse, SendResultEntry, Status,
+    SystemProperties,
+};
+use drumlin_proto::route;
+use tokio::time::Instant;
+
+use super::caller::Caller;
+use super::status::{Fault, ok};
+use super::validate::{self, Batch};
+use super::{Edge, validate::DerivedType};
+use crate::catalog::Topic;
+use crate::replica::{Applied, Item};
+use crate::service::clients::Sighting;
+
+/// Stores all messages of a request or none.
+pub(super) async fn send(
+    edge: &Arc<Edge>,
+    caller: Arc<Caller>,
+    request: SendMessageRequest,
+) -> Result<SendMessageResponse, Fault> {
+    let outcome = store(edge, &caller, &request.messages).await;
+    let (mut status, base_offset) = match outcome {
+        Ok(base_offset) => (ok(), Some(base_offset)),
+        Err(fault) => (fault.status(), None),
+    };
+    caller.bearable(&mut status);
+    let entries = (0..)
+        .zip(request.messages)
+        .map(|(n, message)| entry(message, status.clone(), base_offset.map(|base| base.advance(n))))
+        .collect();
+    Ok(SendMessageResponse { status: Some(status), entries })
+}
+
+fn entry(message: Message, status: Status, offset: Option<QueueOffset>) -> SendResultEntry {
+    let message_id = message.system_properties.map(|system| system.message_id).unwrap_or_default();
+    SendResultEntry {
+        status: Some(status),
+        // The same for every type of message.
+        transaction_id: offset.map(|_| message_id.clone()).unwrap_or_default(),
+        message_id,
+        offset: offset.and_then(|offset| i64::try_from(offset.get()).ok()).unwrap_or_default(),
+        recall_handle: String::new(),
+    }
+}
+
+async fn store(
+    edge: &Arc<Edge>,
+    caller: &Caller,
+    messages: &[Message],
+) -> Result<QueueOffset, Fault> {
+    let now_ms = edge.replica().clock_ms();
+    let at = |(at, fault): (usize, Fault)| match messages.len() {
+        0 | 1 => fault,
+        count => Fault::new(fault.code, format!("message {} of {count}: {}", at + 1, fault.text)),
+    };
+    let batch = validate::batch(messages, &caller.namespace, now_ms).map_err(at)?;
+    edge.serving(caller).await?;
+    let topic = edge.topic(&batch.topic)?;
+    let default = SystemProperties::default();
+    for (n, message) in messages.iter().enumerate() {
+        let system = message.system_properties.as_ref().unwrap_or(&default);
+        let derived = validate::derived_type(system);
+        validate::accepted(topic.kind, derived).map_err(|fault| at((n, fault)))?;
+        debug_assert!(matches!(derived, DerivedType::Built(_)), "only built types are accepted");
+    }
+    let queue = edge.queue_for(&topic, &batch)?;
+    let run = run_of(messages, now_ms)?;
+    edge.note_producer(caller, &topic);
+    let outcome = edge.replica().propose(Item::Run { queue, run }, caller.deadline).await;
+    match outcome.inspect_err(|error| edge.context.metrics.propose_refused(error)) {
+        Ok(Applied::Run { base_offset, .. }) => {
+            let kind = batch.message_group.map_or(RecordKind::Normal, |_| RecordKind::Fifo);
+            let sizes =
+                messages.iter().map(|message| u64::try_from(message.body.len()).unwrap_or(0));
+            edge.context.metrics.messages_in(&topic.name, kind, sizes);
+            Ok(base_offset)
+        }
+        Ok(Applied::Command(_)) => {
+            Err(Fault::new(Code::InternalServerError, "unexpected outcome of a run"))
+        }
+        Err(error) => Err(match Fault::from(error) {
+            gone if gone.code == Code::TopicNotFound => {
+                Fault::topic_not_found(batch.topic.as_str())
+            }
+            other => other,
+        }),
+    }
+}
+
+/// The records of a request, as they are stored.
+fn run_of(messages: &[Message], now_ms: u64) -> Result<Run, Fault> {
+    let default = SystemProperties::default();
+    let body_bytes: usize = messages.iter().map(|message| message.body.len()).sum();
+    let mut builder = RunBuilder::with_capacity(body_bytes + 256 * (messages.len() + 1));
+    for message in messages {
+        let system = message.system_properties.as_ref().unwrap_or(&default);
+        let mut user_properties: Vec<(String, String)> = message
+            .user_properties
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        user_properties.sort_unstable();
+        let born = system.born_timestamp.as_ref().map(validate::timestamp_ms);
+        let fields = RecordFields {
+            message_id: &system.message_id,
+            keys: &system.keys,
+            tag: system.tag.as_deref(),
+            message_group: system.message_group.as_deref(),
+            user_properties: &user_properties,
+            trace_context: system.trace_context.as_deref(),
+            born_host: Some(&system.born_host),
+            body_encoding: Some(validate::encoding(system)?),
+            born_ms: born.unwrap_or_else(|| i64::try_from(now_ms).unwrap_or(i64::MAX)),
+            body: &message.body,
+        };
+        fields.check().map_err(|invalid| Fault::new(Code::BadRequest, invalid.to_string()))?;
+        builder.push(&fields);
+    }
+    Run::from_log(builder.finish())
+        .map_err(|invalid| Fault::new(Code::InternalServerError, invalid.to_string()))
+}
+
+impl Edge {
+    /// The queue is the server's choice: SDKs disagree on theirs.
+    fn queue_for(&self, topic: &Topic, batch: &Batch) -> Result<QueueKey, Fault> {
+        let own = &self.context.config.broker_group;
+        let chosen = match &batch.message_group {
+            Some(message_group) => {
+                let counts: Vec<u32> =
+                    topic.shares.iter().map(|(_, count)| u32::from(*count)).collect();
+                let place = route::place_of_message_group(message_group, &counts);
+                let owner = place.and_then(|(share, _)| topic.shares.get(share));
+                if let Some((owner, _)) = owner
+                    && owner != own
+                {
+                    let text = format!("this message group belongs to broker group {owner}");
+                    return Err(Fault::new(Code::NotImplemented, text));
+                }
+                place.map(|(_, queue)| queue)
+            }
+            None => {
+                let count = u32::from(topic.queue_count(own));
+                self.next_queue.fetch_add(1, Ordering::Relaxed).checked_rem(count)
+            }
+        };
+        let queue = chosen.and_then(|queue| u16::try_from(queue).ok()).ok_or_else(|| {
+            Fault::new(Code::Forbidden, format!("no writable queue of {} here", topic.name))
+        })?;
+        Ok(QueueKey { topic: topic.id, queue: QueueId::new(queue) })
+    }
+
+    /// A send registers its client, for producers whose settings went elsewhere.
+    fn note_producer(&self, caller: &Caller, topic: &Topic) {
+        let sighting = Sighting { topics: vec![topic.name.clone()], ..Sighting::default() };
+        if let Err(error) = self.clients.register(&caller.client_id, sighting, Instant::now()) {
+            tracing::warn!(%error, client = caller.client_id, "producer not registered");
+        }
+    }
+}

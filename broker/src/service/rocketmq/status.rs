@@ -1,0 +1,163 @@
+//! Faults of a call and the `Code`s that tell of them.
+
+use drumlin_proto::rocketmq::{
+    AckMessageResponse, ChangeInvisibleDurationResponse, Code, EndTransactionResponse,
+    ForwardMessageToDeadLetterQueueResponse, GetOffsetResponse, HeartbeatResponse,
+    NotifyClientTerminationResponse, QueryAssignmentResponse, QueryOffsetResponse,
+    QueryRouteResponse, RecallMessageResponse, SendMessageResponse, Status,
+    SyncLiteSubscriptionResponse, UpdateOffsetResponse,
+};
+
+use crate::command::Refusal;
+use crate::replica::ProposeError;
+
+/// Why a call was refused: the code and a text for whoever reads the client's log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub(super) code: Code,
+    pub(super) text: String,
+}
+
+impl Fault {
+    pub(super) fn new(code: Code, text: impl Into<String>) -> Self {
+        Self { code, text: text.into() }
+    }
+
+    pub(super) fn not_supported(what: &str) -> Self {
+        Self::new(Code::NotImplemented, format!("{what} are not supported yet"))
+    }
+
+    /// Programs look for exactly this text.
+    pub(super) fn topic_not_found(topic: &str) -> Self {
+        Self::new(
+            Code::TopicNotFound,
+            format!("CODE: 17  DESC: No topic route info in name server for the topic: {topic}"),
+        )
+    }
+
+    pub(super) fn status(&self) -> Status {
+        Status { code: self.code.into(), message: self.text.clone() }
+    }
+}
+
+pub(super) fn ok() -> Status {
+    Status { code: Code::Ok.into(), message: "OK".into() }
+}
+
+/// The status over entries: their common one, or MULTIPLE_RESULTS.
+pub(super) fn overall<'a>(mut entries: impl Iterator<Item = &'a Status>) -> Option<Status> {
+    let first = entries.next()?;
+    if entries.all(|status| status.code == first.code) {
+        return Some(first.clone());
+    }
+    let message = "the entries have different results".into();
+    Some(Status { code: Code::MultipleResults.into(), message })
+}
+
+impl From<ProposeError> for Fault {
+    fn from(error: ProposeError) -> Self {
+        let code = match &error {
+            ProposeError::Refused(refusal) => return refusal.clone().into(),
+            ProposeError::Busy { .. } | ProposeError::DiskFull(_) => Code::TooManyRequests,
+            ProposeError::NotLeader { .. } | ProposeError::UnknownOutcome => Code::HaNotAvailable,
+            ProposeError::Expired => Code::ProxyTimeout,
+            ProposeError::Stopped(_) => Code::InternalServerError,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<Refusal> for Fault {
+    fn from(refusal: Refusal) -> Self {
+        let code = match &refusal {
+            Refusal::TopicNotFound | Refusal::QueueNotFound => Code::TopicNotFound,
+            Refusal::GroupNotFound => Code::ConsumerGroupNotFound,
+            Refusal::TooManyTopics { .. } | Refusal::TooManyGroups { .. } => Code::TooManyRequests,
+            Refusal::OffsetOutOfRange { .. } => Code::IllegalOffset,
+            Refusal::Lease(_) => Code::InvalidReceiptHandle,
+            Refusal::TopicExists(_)
+            | Refusal::GroupExists(_)
+            | Refusal::LeaseOutdated { .. }
+            | Refusal::Malformed { .. } => Code::InternalServerError,
+        };
+        Self::new(code, refusal.to_string())
+    }
+}
+
+/// A reply that carries a status.
+pub(super) trait Answer: Default + Send {
+    fn status_mut(&mut self) -> &mut Option<Status>;
+}
+
+macro_rules! answers {
+    ($($answer:ty),* $(,)?) => {$(
+        impl Answer for $answer {
+            fn status_mut(&mut self) -> &mut Option<Status> {
+                &mut self.status
+            }
+        }
+    )*};
+}
+
+answers!(
+    AckMessageResponse,
+    ChangeInvisibleDurationResponse,
+    EndTransactionResponse,
+    ForwardMessageToDeadLetterQueueResponse,
+    GetOffsetResponse,
+    HeartbeatResponse,
+    NotifyClientTerminationResponse,
+    QueryAssignmentResponse,
+    QueryOffsetResponse,
+    QueryRouteResponse,
+    RecallMessageResponse,
+    SendMessageResponse,
+    SyncLiteSubscriptionResponse,
+    UpdateOffsetResponse,
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(code: Code) -> Status {
+        Status { code: code.into(), message: String::new() }
+    }
+
+    #[test]
+    fn overall_status_is_the_common_one_or_multiple_results() {
+        assert_eq!(overall([].iter()), None);
+        let same = [status(Code::BadRequest), status(Code::BadRequest)];
+        assert_eq!(overall(same.iter()).unwrap().code(), Code::BadRequest);
+        let mixed = [status(Code::Ok), status(Code::BadRequest)];
+        assert_eq!(overall(mixed.iter()).unwrap().code(), Code::MultipleResults);
+    }
+
+    #[test]
+    fn unknown_topic_text_is_what_programs_look_for() {
+        let fault = Fault::topic_not_found("orders");
+        let expected = "CODE: 17  DESC: No topic route info in name server for the topic: orders";
+        assert_eq!(fault.status().message, expected);
+        assert_eq!(fault.status().code(), Code::TopicNotFound);
+    }
+
+    #[test]
+    fn overload_and_a_full_disk_say_too_many_requests_with_the_cause() {
+        let busy = Fault::from(ProposeError::Busy { waiting_bytes: 7, bytes_max: 5 });
+        assert_eq!(busy.code, Code::TooManyRequests);
+        assert_eq!(busy.text, "7 bytes wait already, 5 are allowed");
+        let full = Fault::from(ProposeError::DiskFull("/data is 91 % full".into()));
+        assert_eq!(full.code, Code::TooManyRequests);
+        assert!(full.text.contains("91 %"), "{}", full.text);
+    }
+
+    #[test]
+    fn lost_leadership_and_lateness_have_codes_of_their_own() {
+        let code = |error: ProposeError| Fault::from(error).code;
+        assert_eq!(code(ProposeError::NotLeader { leader: None }), Code::HaNotAvailable);
+        assert_eq!(code(ProposeError::UnknownOutcome), Code::HaNotAvailable);
+        assert_eq!(code(ProposeError::Expired), Code::ProxyTimeout);
+        assert_eq!(code(ProposeError::Stopped("x".into())), Code::InternalServerError);
+        assert_eq!(code(Refusal::GroupNotFound.into()), Code::ConsumerGroupNotFound);
+    }
+}
