@@ -128,6 +128,11 @@ impl Catalog {
         self.version
     }
 
+    /// Whether a topic has or had the id.
+    pub(crate) fn was_issued(&self, id: TopicId) -> bool {
+        id.get() < self.next_topic
+    }
+
     pub(crate) fn create_topic(
         &mut self,
         name: &TopicName,

@@ -22,9 +22,11 @@ use crate::replica::Applied;
 
 mod archive;
 mod batch;
+mod reindex;
 
 pub use crate::catalog::Limits;
 pub use archive::StateError;
+pub use reindex::ReindexError;
 
 /// Whether the witness may be sent what only one data replica has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -65,6 +67,9 @@ pub struct State {
     groups: Groups,
     /// Of this broker group's share of each topic, by queue id.
     queues: BTreeMap<TopicId, Arc<Vec<QueueRange>>>,
+    /// Where runs lie that took no offset, though their topic was not deleted: a scan of the log
+    /// cannot tell. Not those below the trim point.
+    void_runs: Arc<BTreeSet<LogOffset>>,
 }
 
 /// What follows from an applied entry.
@@ -106,6 +111,7 @@ impl State {
             catalog: Catalog::default(),
             groups: Groups::default(),
             queues: BTreeMap::new(),
+            void_runs: Arc::default(),
         }
     }
 
@@ -190,6 +196,11 @@ impl State {
                 (QueueKey { topic, queue }, *range)
             })
         })
+    }
+
+    /// Whether apply refused the run at `position`, which is not trimmed and whose topic exists.
+    pub fn is_void(&self, position: LogOffset) -> bool {
+        self.void_runs.contains(&position)
     }
 
     /// What a group consumed and holds in a queue; `None` if it has not begun there.

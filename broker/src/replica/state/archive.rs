@@ -58,6 +58,7 @@ struct StateV1 {
     topics: Vec<TopicV1>,
     groups: Vec<GroupV1>,
     leases: Vec<LeasesV1>,
+    void_runs: Vec<u64>,
 }
 
 #[derive(Archive, Serialize, Deserialize)]
@@ -187,6 +188,7 @@ impl State {
                 .iter()
                 .map(|(group, queue, leases)| archive_leases(group, queue, leases))
                 .collect(),
+            void_runs: self.void_runs.iter().map(|position| position.get()).collect(),
         }
     }
 
@@ -252,6 +254,7 @@ impl State {
             catalog: Catalog::from_parts(catalog).ok_or(field("catalog"))?,
             groups: leases.and_then(Groups::from_parts).ok_or(field("leases"))?,
             queues,
+            void_runs: Arc::new(archived.void_runs.into_iter().map(LogOffset::new).collect()),
         })
     }
 }

@@ -111,7 +111,13 @@ struct Batch<'a> {
 impl Batch<'_> {
     fn step(&mut self, step: Step) -> Result<Applied, Stop> {
         match step.act {
-            Act::Run(header) => self.run(&header, step.position),
+            Act::Run(header) => {
+                let outcome = self.run(&header, step.position);
+                if let Err(Stop::Refused(_)) = outcome {
+                    self.note_void(&header, step.position);
+                }
+                outcome
+            }
             Act::Command(command) => self.command(&command, step.position).map(Applied::Command),
         }
     }
@@ -137,6 +143,14 @@ impl Batch<'_> {
         self.index.append(queue, line);
         self.effects.touched.insert(queue.topic);
         Ok(Applied::Run { base_offset, store_time_ms })
+    }
+
+    /// Remembers a refused run, unless its topic was deleted: then none of its runs counts.
+    fn note_void(&mut self, header: &RunHeader, position: LogOffset) {
+        let catalog = &self.state.catalog;
+        if catalog.topic(header.topic).is_some() || !catalog.was_issued(header.topic) {
+            Arc::make_mut(&mut self.state.void_runs).insert(position);
+        }
     }
 
     fn command(&mut self, command: &Command, position: LogOffset) -> Result<Outcome, Stop> {
@@ -272,6 +286,10 @@ impl Batch<'_> {
             }
         }
         self.index.trim(position).map_err(Stop::Index)?;
+        if self.state.void_runs.first().is_some_and(|first| *first < position) {
+            let kept = Arc::make_mut(&mut self.state.void_runs).split_off(&position);
+            self.state.void_runs = Arc::new(kept);
+        }
         self.state.trimmed = point;
         self.effects.trim = Some(point);
         Ok(Outcome::Done)

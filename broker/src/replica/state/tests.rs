@@ -9,6 +9,7 @@ use crate::command::{
 use crate::entry::FRAME_HEADER_BYTES;
 use crate::item::PayloadBuilder;
 use crate::position::Term;
+use crate::queue::index::Line;
 
 const LIMITS: Limits = Limits { topics_max: 5, groups_max: 5 };
 const CLIENT: ClientKey = ClientKey(77);
@@ -260,6 +261,27 @@ fn a_guarded_run_shares_the_fate_of_its_command() {
 }
 
 #[test]
+fn an_index_made_again_passes_over_refused_runs() {
+    let (mut node, topic, _) = Node::with_topic_and_group();
+    let to = queue(topic, 0);
+    let refused = || Part::Command(Command::DeleteGroup { group: GroupId(50) });
+    let not_yet = queue(TopicId::new(topic.get() + 1), 0);
+    for _ in 0..2 {
+        node.batch(vec![refused(), Part::Guarded(to, 5, 0), Part::Run(to, 2)]);
+        node.batch(vec![Part::Run(not_yet, 1), Part::Run(to, 1)]);
+    }
+    let trim_at = node.log.len() - 2;
+    assert_eq!(node.state.void_runs.len(), 4);
+    node.topic("t2", 1);
+    node.produce(not_yet, 3);
+    assert_eq!(node.lines(&node.reindexed()), node.lines(&node.index));
+    node.trim_to(trim_at);
+    assert_eq!(node.state.void_runs.len(), 2);
+    assert_eq!(node.range(to), (3, 6));
+    assert_eq!(node.lines(&node.reindexed()), node.lines(&node.index));
+}
+
+#[test]
 fn a_guard_that_names_no_command_before_it_stops_apply() {
     let (node, topic, _) = Node::with_topic_and_group();
     let to = queue(topic, 0);
@@ -285,13 +307,12 @@ fn an_unknown_command_stops_apply_before_anything_of_its_entry() {
     let mut payload = entry.payload.to_vec();
     payload[kind_at] = 0xee;
     entry.payload = payload.into();
-    let before = node.digest();
+    let before = node.state.clone();
     let at = node.state.end();
     let error = node.state.apply(&entry, at, &mut node.index, &LIMITS).unwrap_err();
     let ApplyError::Command { ordinal: 1, source, .. } = error else { panic!("{error:?}") };
     assert!(matches!(source, CommandError::Unknown { kind: 0xee, version: 1 }));
-    assert_eq!(node.range(queue(topic, 0)), (0, 0));
-    assert_ne!(before, String::new());
+    assert_eq!(node.state, before);
 }
 
 #[test]
@@ -564,7 +585,14 @@ enum Act {
     Group(u8, bool),
     DropGroup(usize),
     Produce(usize, u16, u64),
-    Poll { group: usize, topic: usize, queue: u16, batch: usize },
+    /// A run with the command before it as its guard.
+    Guarded(usize, u64),
+    Poll {
+        group: usize,
+        topic: usize,
+        queue: u16,
+        batch: usize,
+    },
     Ack(usize),
     Nack(usize, u64),
     Commit(usize, usize, u16, u64),
@@ -582,6 +610,7 @@ fn act() -> impl Strategy<Value = Act> {
         2 => (0u8..4, any::<bool>()).prop_map(|(name, late)| Act::Group(name, late)),
         1 => any::<usize>().prop_map(Act::DropGroup),
         8 => (any::<usize>(), queue.clone(), 1u64..5).prop_map(|(t, q, n)| Act::Produce(t, q, n)),
+        2 => (any::<usize>(), 1u64..5).prop_map(|(topic, n)| Act::Guarded(topic, n)),
         8 => (any::<usize>(), any::<usize>(), queue.clone(), 1usize..6).prop_map(
             |(group, topic, queue, batch)| Act::Poll { group, topic, queue, batch }
         ),
@@ -618,7 +647,7 @@ impl Node {
     }
 
     /// The command of an act, as a leader with this state would propose it.
-    fn plan(&self, act: &Act) -> Option<Part> {
+    fn plan(&self, act: &Act, before: &[Part]) -> Option<Part> {
         let command = match *act {
             Act::Topic(name, queues) => create_topic(&format!("t{name}"), queues),
             Act::DropTopic(which) => Command::DeleteTopic { topic: pick(&self.topics(), which)? },
@@ -631,6 +660,11 @@ impl Node {
             }
             Act::Produce(topic, id, count) => {
                 return Some(Part::Run(queue(pick(&self.topics(), topic)?, id), count));
+            }
+            Act::Guarded(topic, count) => {
+                let guard = before.iter().rposition(|part| matches!(part, Part::Command(_)))?;
+                let guard = u16::try_from(guard).unwrap();
+                return Some(Part::Guarded(queue(pick(&self.topics(), topic)?, 0), count, guard));
             }
             Act::Poll { group, topic, queue: id, batch } => {
                 let group = pick(&self.group_ids(), group)?;
@@ -685,7 +719,11 @@ impl Node {
             let kind = if alone { EntryKind::Alone } else { EntryKind::Paired };
             self.apply(self.entry(kind, 0, vec![]));
         }
-        let parts: Vec<Part> = acts.iter().filter_map(|act| self.plan(act)).collect();
+        let mut parts = Vec::new();
+        for act in acts {
+            let part = self.plan(act, &parts);
+            parts.extend(part);
+        }
         let part_count = parts.len();
         let effects = self.batch_at(clock_ms, parts);
         assert_eq!(effects.outcomes.len(), part_count);
@@ -705,6 +743,19 @@ impl Node {
             let range = self.state.queue_range(queue).unwrap();
             assert!(range.min <= leases.committed() && leases.next() <= range.end);
         }
+    }
+
+    /// The lines of all queues, out of the index.
+    fn lines(&self, index: &Index) -> Vec<(QueueKey, Vec<Line>)> {
+        let queues = self.state.queue_ranges();
+        let lines = |queue| index.lines_from(queue, QueueOffset::ZERO, usize::MAX).unwrap();
+        queues.map(|(queue, _)| (queue, lines(queue))).collect()
+    }
+
+    fn reindexed(&self) -> Index {
+        let below = self.state.trimmed().below;
+        let kept = self.log.iter().filter(|(entry, _)| entry.id.index >= below);
+        self.state.reindex(kept.cloned().map(Ok)).unwrap()
     }
 
     /// The same log from its beginning.
@@ -732,6 +783,7 @@ proptest! {
         let replayed = node.replay();
         prop_assert_eq!(replayed.digest(), node.digest());
         prop_assert_eq!(&replayed.state, &node.state);
+        prop_assert_eq!(node.lines(&node.reindexed()), node.lines(&node.index));
     }
 
     #[test]
