@@ -215,3 +215,8 @@ async fn remember(shared: Arc<Shared>, memory: Memory, mut saved: Vec<Remembered
         }
     }
 }
+
+#[cfg(test)]
+mod fake_broker;
+#[cfg(test)]
+mod tests;
