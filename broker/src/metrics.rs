@@ -17,6 +17,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::log::LogMetrics;
 use crate::replica::ProposeError;
 
 pub mod labels;
@@ -208,6 +209,29 @@ impl Metrics {
         );
         r.register("drumlin_raft_elections", "Leaders seen", self.elections.clone());
         self.gauges.register(r);
+    }
+
+    /// Shows what the log measures, too; once, at start.
+    pub fn register_log(&self, log: &LogMetrics) {
+        let r = &mut *self.registry.write();
+        r.register(
+            "drumlin_append_duration_seconds",
+            "From append to durable",
+            log.append_seconds.clone(),
+        );
+        r.register("drumlin_fsync_duration_seconds", "Of one sync", log.fsync_seconds.clone());
+        r.register("drumlin_fsync_bytes", "Covered by one sync", log.fsync_bytes.clone());
+        r.register(
+            "drumlin_group_commit_waiters",
+            "Appends completed by one sync",
+            log.group_commit_waiters.clone(),
+        );
+        r.register("drumlin_log_tail_bytes", "Not on disk yet", log.tail_bytes.clone());
+        r.register(
+            "drumlin_quarantined_entries",
+            "Entries that were cut off",
+            log.quarantined_entries.clone(),
+        );
     }
 
     /// Messages of one topic were stored: body bytes of each.

@@ -9,15 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::labels::{GroupLabel, TopicLabel, TopicOut};
-
-/// State of the data disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DiskState {
-    #[default]
-    Ok = 0,
-    Warn = 1,
-    RefusingWrites = 2,
-}
+use crate::retention::DiskLevel;
 
 /// One consumer group in one topic.
 #[derive(Clone, Debug)]
@@ -42,7 +34,7 @@ pub struct Reading {
     pub topic_count: u64,
     pub group_count: u64,
     pub groups: Vec<GroupReading>,
-    /// 2 read, 4 write, 6 both, as RocketMQ has them.
+    /// 4 read, 2 write, 6 both, as RocketMQ has them.
     pub permission: u64,
     pub appended_index: u64,
     pub durable_index: u64,
@@ -59,7 +51,9 @@ pub struct Reading {
     pub reserve_time_ms: u64,
     pub disk_total_bytes: u64,
     pub disk_free_bytes: u64,
-    pub disk_state: DiskState,
+    pub disk_level: DiskLevel,
+    /// Messages are refused, whatever the reason.
+    pub refusing_writes: bool,
     pub started_s: u64,
 }
 
@@ -123,7 +117,11 @@ impl Gauges {
             queueing_ms,
             self.queueing_ms.clone(),
         );
-        r.register("rocketmq_broker_permission", "2 read, 4 write", self.permission.clone());
+        r.register(
+            "rocketmq_broker_permission",
+            "4 read, 2 write, 6 both",
+            self.permission.clone(),
+        );
         r.register("rocketmq_topic_number", "Topics", self.topics.clone());
         r.register("rocketmq_consumer_group_number", "Consumer groups", self.groups.clone());
         r.register("rocketmq_storage_size", "Log bytes kept", self.storage_bytes.clone());
@@ -186,10 +184,11 @@ impl Gauges {
         self.leader.set(u64::from(reading.leads));
         self.disk_total.set(reading.disk_total_bytes);
         self.disk_free.set(reading.disk_free_bytes);
-        self.disk_state.set(match reading.disk_state {
-            DiskState::Ok => 0,
-            DiskState::Warn => 1,
-            DiskState::RefusingWrites => 2,
+        self.disk_state.set(match reading.disk_level {
+            _ if reading.refusing_writes => 2,
+            DiskLevel::Fine => 0,
+            DiskLevel::Warn => 1,
+            DiskLevel::Refuse => 2,
         });
         self.build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION") }).set(1);
         self.started.set(reading.started_s);

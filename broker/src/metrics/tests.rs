@@ -100,3 +100,86 @@ fn groups_that_are_gone_leave_no_lag_behind() {
     }));
     assert!(!scraped(&metrics).contains("billing"));
 }
+
+/// Names of observability.md that are built. Those of later features are not among them.
+const NAMES: &[&str] = &[
+    "rocketmq_messages_in_total",
+    "rocketmq_messages_out_total",
+    "rocketmq_throughput_in_total",
+    "rocketmq_throughput_out_total",
+    "rocketmq_message_size_bucket",
+    "rocketmq_rpc_latency_bucket",
+    "rocketmq_consumer_lag_messages",
+    "rocketmq_consumer_ready_messages",
+    "rocketmq_consumer_inflight_messages",
+    "rocketmq_consumer_lag_latency",
+    "rocketmq_consumer_lag_latency_milliseconds",
+    "rocketmq_consumer_queueing_latency",
+    "rocketmq_consumer_queueing_latency_milliseconds",
+    "rocketmq_producer_connections",
+    "rocketmq_consumer_connections",
+    "rocketmq_processor_watermark",
+    "rocketmq_broker_permission",
+    "rocketmq_topic_number",
+    "rocketmq_consumer_group_number",
+    "rocketmq_topic_create_execution_time_bucket",
+    "rocketmq_consumer_group_create_execution_time_bucket",
+    "rocketmq_storage_size",
+    "rocketmq_storage_flush_behind_bytes",
+    "rocketmq_storage_dispatch_behind_bytes",
+    "rocketmq_storage_message_reserve_time",
+    "drumlin_commitlog_index",
+    "drumlin_raft_term",
+    "drumlin_raft_leader",
+    "drumlin_raft_elections_total",
+    "drumlin_request_duration_seconds_bucket",
+    "drumlin_disk_total_bytes",
+    "drumlin_disk_free_bytes",
+    "drumlin_disk_state",
+    "drumlin_append_duration_seconds_bucket",
+    "drumlin_fsync_duration_seconds_bucket",
+    "drumlin_commit_duration_seconds_bucket",
+    "drumlin_fsync_bytes_bucket",
+    "drumlin_group_commit_waiters_bucket",
+    "drumlin_log_tail_bytes",
+    "drumlin_refused_total",
+    "drumlin_quarantined_entries_total",
+    "drumlin_build_info",
+    "process_start_time_seconds",
+];
+
+#[test]
+fn every_built_name_is_in_a_scrape_with_the_common_labels() {
+    let metrics = Metrics::default();
+    metrics.register_log(&crate::log::LogMetrics::default());
+    metrics.messages_in(&topic("orders"), RecordKind::Normal, [1]);
+    metrics.messages_out(&topic("orders"), Some(&group("billing")), false, 1, 1);
+    metrics.rpc("SendMessage", "OK", false, Duration::from_millis(2));
+    metrics.refused(Reason::DiskFull);
+    metrics.topic_created(true, Duration::from_millis(2));
+    metrics.group_created(true, Duration::from_millis(2));
+    let _producer = metrics.producer_connected("JAVA", "5.2.0");
+    let _consumer = metrics.consumer_connected("JAVA", "5.2.0", &group("billing"), "push");
+    let _call = metrics.in_progress(Processor::Send);
+    let group = GroupReading {
+        topic: topic("orders"),
+        group: group("billing"),
+        ready: 1,
+        in_flight: 0,
+        in_retry: 0,
+        lag_ms: 1,
+        queueing_ms: 1,
+    };
+
+    let reading = Reading { groups: vec![group], ..Reading::default() };
+    let text = metrics.scrape(&reading).expect("text can be written");
+
+    let common = r#"cluster="drumlin",node_type="broker",node_id="broker-a",replica="broker-a-0""#;
+    for name in NAMES {
+        let begin = format!("{name}{{");
+        let line = text.lines().find(|line| line.starts_with(&begin));
+        let line = line.unwrap_or_else(|| panic!("{name} is not in the scrape"));
+        assert!(line.contains(common), "{line}");
+    }
+    assert!(text.ends_with("# EOF\n"));
+}

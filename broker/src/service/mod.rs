@@ -1,4 +1,5 @@
 //! The edges: wire to valid values and back. They hold no second copy of what the state knows.
 
 pub mod clients;
+pub mod http;
 pub mod rocketmq;

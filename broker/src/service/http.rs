@@ -1,0 +1,205 @@
+//! The HTTP port: is it alive, is it ready, how is it doing. Changes nothing.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::metrics::reading::Reading;
+use crate::replica::{RaftStatus, Replica};
+use crate::retention::{DiskThresholds, DiskWatch};
+
+mod gauges;
+
+/// OpenMetrics, as the encoder writes it.
+const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Scrapes within it show the same gauges.
+const READING_AGE_MAX: Duration = Duration::from_secs(1);
+
+/// What the port shows; clones share it.
+#[derive(Clone, Debug)]
+pub struct Http {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    replica: Replica,
+    metrics: Arc<Metrics>,
+    registered: watch::Receiver<bool>,
+    stopping: CancellationToken,
+    disk: parking_lot::Mutex<DiskWatch>,
+    started_s: u64,
+    reading: Mutex<Option<(Instant, Arc<Reading>)>>,
+}
+
+impl Http {
+    /// `registered` as [`crate::registration::Registration::registered`] tells it. Once `stopping`
+    /// is cancelled, the broker is not ready any more.
+    pub fn new(
+        config: &Config,
+        replica: Replica,
+        metrics: Arc<Metrics>,
+        registered: watch::Receiver<bool>,
+        stopping: CancellationToken,
+    ) -> Self {
+        let thresholds = DiskThresholds {
+            warn_percent: config.disk_warn_percent,
+            refuse_percent: config.disk_refuse_percent,
+        };
+        let disk = parking_lot::Mutex::new(DiskWatch::new(config.data_dir.clone(), thresholds));
+        #[allow(clippy::disallowed_methods, reason = "when the process was started, for people")]
+        let now = SystemTime::now();
+        let started_s = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let reading = Mutex::new(None);
+        Self {
+            shared: Arc::new(Shared {
+                replica,
+                metrics,
+                registered,
+                stopping,
+                disk,
+                started_s,
+                reading,
+            }),
+        }
+    }
+
+    /// Serves until `end`, which should come after everything else has stopped.
+    pub async fn serve(self, listener: TcpListener, end: CancellationToken) {
+        let router = Router::new()
+            .route("/livez", get(async || "ok\n"))
+            .route("/readyz", get(readyz))
+            .route("/metrics", get(metrics))
+            .with_state(self);
+        let serving = axum::serve(listener, router).with_graceful_shutdown(end.cancelled_owned());
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "the HTTP listener failed");
+        }
+    }
+
+    /// The state now, or a moment ago.
+    async fn reading(&self) -> Result<Arc<Reading>, tokio::task::JoinError> {
+        let mut cached = self.shared.reading.lock().await;
+        if let Some((at, reading)) = cached.as_ref()
+            && at.elapsed() < READING_AGE_MAX
+        {
+            return Ok(Arc::clone(reading));
+        }
+        let shared = Arc::clone(&self.shared);
+        // Looks at the disk and into the index.
+        let reading = tokio::task::spawn_blocking(move || {
+            gauges::read(&shared.replica, &shared.disk, shared.started_s)
+        });
+        let reading = Arc::new(reading.await?);
+        *cached = Some((Instant::now(), Arc::clone(&reading)));
+        Ok(reading)
+    }
+}
+
+/// What [`readiness`] is judged by.
+#[derive(Clone, Debug, Default)]
+struct Facts {
+    status: RaftStatus,
+    registered: bool,
+    stopping: bool,
+    runs_refused: Option<String>,
+}
+
+/// Ready or not, and a line for each reason or restriction.
+fn readiness(facts: &Facts) -> (bool, Vec<String>) {
+    let mut reasons = Vec::new();
+    if facts.stopping {
+        reasons.push("not ready: stopping".to_owned());
+    }
+    match facts.status {
+        RaftStatus { leader: None, .. } => {
+            reasons.push("not ready: the broker group has no leader".to_owned());
+        }
+        RaftStatus { leader: Some(_), .. } => {}
+    }
+    if !facts.registered {
+        reasons.push("not ready: not registered with any nameserver since the start".to_owned());
+    }
+    let ready = reasons.is_empty();
+    if ready {
+        reasons.push("ok".to_owned());
+    }
+    if let Some(reason) = &facts.runs_refused {
+        reasons.push(format!("refusing writes: {reason}"));
+    }
+    (ready, reasons)
+}
+
+async fn readyz(State(http): State<Http>) -> (StatusCode, String) {
+    let shared = &http.shared;
+    let facts = Facts {
+        status: *shared.replica.raft_status().borrow(),
+        registered: *shared.registered.borrow(),
+        stopping: shared.stopping.is_cancelled(),
+        runs_refused: shared.replica.runs_refused(),
+    };
+    let (ready, lines) = readiness(&facts);
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, lines.join("\n") + "\n")
+}
+
+async fn metrics(State(http): State<Http>) -> Response {
+    let failed = |error: &dyn std::fmt::Display| {
+        (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
+    };
+    let reading = match http.reading().await {
+        Ok(reading) => reading,
+        Err(error) => return failed(&error),
+    };
+    match http.shared.metrics.scrape(&reading) {
+        Ok(text) => ([(CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
+        Err(error) => failed(&error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::position::Term;
+
+    fn serving() -> Facts {
+        let status = RaftStatus { term: Term::new(1), leader: Some(1), serving: true };
+        Facts { status, registered: true, ..Facts::default() }
+    }
+
+    #[test]
+    fn a_serving_and_registered_broker_is_ready() {
+        assert_eq!(readiness(&serving()), (true, vec!["ok".to_owned()]));
+    }
+
+    #[test]
+    fn every_reason_against_is_named() {
+        let facts = Facts { stopping: true, ..Facts::default() };
+        let (ready, reasons) = readiness(&facts);
+        assert!(!ready);
+        assert_eq!(reasons.len(), 3, "{reasons:?}");
+        assert!(reasons[0].contains("stopping"));
+        assert!(reasons[1].contains("no leader"));
+        assert!(reasons[2].contains("not registered"));
+    }
+
+    #[test]
+    fn refusing_writes_is_said_but_stays_ready() {
+        let facts = Facts { runs_refused: Some("the disk is full".into()), ..serving() };
+        let (ready, lines) = readiness(&facts);
+        assert!(ready);
+        assert_eq!(lines[1], "refusing writes: the disk is full");
+    }
+}
