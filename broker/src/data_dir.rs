@@ -19,8 +19,7 @@ const IDENTITY: &str = "identity";
 const LOG: &str = "log";
 const INDEX: &str = "index";
 const CHECKPOINT: &str = "checkpoint";
-const QUARANTINE: &str = "quarantine";
-const FOLDERS: [&str; 4] = [LOG, INDEX, CHECKPOINT, QUARANTINE];
+const FOLDERS: [&str; 3] = [LOG, INDEX, CHECKPOINT];
 
 const MAGIC: [u8; 8] = *b"DrumIdnt";
 const VERSION: u16 = 1;
@@ -134,10 +133,6 @@ impl DataDir {
 
     pub fn checkpoint_dir(&self) -> PathBuf {
         self.root.join(CHECKPOINT)
-    }
-
-    pub fn quarantine_dir(&self) -> PathBuf {
-        self.root.join(QUARANTINE)
     }
 }
 
@@ -371,6 +366,20 @@ mod tests {
             let error = DataDir::open(root.path(), &claim(), never).unwrap_err();
             assert!(matches!(error, DataDirError::IdentityDamaged { .. }), "{bytes}: {error}");
         }
+    }
+
+    #[test]
+    fn published_identity_bytes_do_not_change() {
+        let disk = crate::disk::faulty::FaultyDisk::default();
+        let written = write_identity(&disk, Path::new("/data"), &claim(), bootstrap()).unwrap();
+        let hex: String =
+            encode(&written).unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
+        let golden = concat!(
+            "4472756d49646e74010000000000000000000000000000000000000001020304",
+            "0000000000000000000000000000000509000000000000000400656173740800",
+            "62726f6b65722d610a0062726f6b65722d612d30f8b1b5a2",
+        );
+        assert_eq!(hex, golden, "add a version instead");
     }
 
     #[test]
