@@ -383,7 +383,7 @@ impl<'a> PageWriter<'a> {
         let page = builder.page();
         let waiting = self.waiting.len() / PAGE_BYTES;
         let is_next = u32::try_from(waiting).is_ok_and(|n| self.waiting_first + n == page);
-        if !is_next || page % FILE_PAGES == 0 || waiting >= WRITE_PAGES {
+        if !is_next || page.is_multiple_of(FILE_PAGES) || waiting >= WRITE_PAGES {
             self.write_waiting()?;
         }
         if self.waiting.is_empty() {
@@ -454,3 +454,6 @@ fn load_index(
     }
     Ok(Index::from_parts(queues, directory.floor, Arc::clone(files)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -177,3 +177,103 @@ pub(super) fn read_block(
     }
     Ok(lines)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: PageId = PageId { era: 3, page: 77 };
+
+    fn queue(n: u16) -> QueueKey {
+        QueueKey { topic: TopicId::new(0x0102_0304), queue: QueueId::new(n) }
+    }
+
+    fn lines(first: u64, count: u64) -> Vec<Line> {
+        let line = |n: u64| Line {
+            base_offset: QueueOffset::new(first + n * 2),
+            position: LogOffset::new(0x10_0000 + n * 256),
+            bytes: 200,
+            count: 2,
+            newest_ms: 1_700_000_000_000 + n,
+        };
+        (0..count).map(line).collect()
+    }
+
+    fn page() -> ([u8; PAGE_BYTES], [Slot; 2]) {
+        let mut page = PageBuilder::new(ID, 9);
+        let slots = [page.push(queue(5), &lines(10, 3)), page.push(queue(6), &lines(0, 1))];
+        (page.finish().try_into().unwrap(), slots)
+    }
+
+    fn summary(first: u64, count: u64) -> Summary {
+        Summary::of(&lines(first, count)).unwrap()
+    }
+
+    #[test]
+    fn blocks_are_read_as_they_were_written() {
+        let (page, [first, second]) = page();
+        check_page(&page, ID).unwrap();
+        let block = read_block(&page, first.unit, queue(5), &summary(10, 3)).unwrap();
+        assert_eq!(block, lines(10, 3));
+        let block = read_block(&page, second.unit, queue(6), &summary(0, 1)).unwrap();
+        assert_eq!(block, lines(0, 1));
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let (page, _) = page();
+        for bit in 0..PAGE_BYTES * 8 {
+            let mut bad = page;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(check_page(&bad, ID).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_page_of_zeros_is_no_page() {
+        assert_eq!(check_page(&[0; PAGE_BYTES], ID), Err(PageFault::Magic));
+    }
+
+    #[test]
+    fn a_page_from_elsewhere_is_refused() {
+        let (page, _) = page();
+        for other in [PageId { page: 78, ..ID }, PageId { era: 4, ..ID }] {
+            assert_eq!(check_page(&page, other), Err(PageFault::Misplaced { page: 77, era: 3 }));
+        }
+    }
+
+    #[test]
+    fn a_block_of_another_queue_or_another_age_is_refused() {
+        let (page, [first, second]) = page();
+        let wanted = summary(10, 3);
+        for (unit, key) in [(second.unit, queue(5)), (first.unit, queue(6)), (200, queue(5))] {
+            let read = read_block(&page, unit, key, &wanted);
+            assert!(matches!(read, Err(PageFault::Owner { .. })), "{read:?}");
+        }
+        for wanted in [summary(10, 2), summary(10, 4), Summary { newest_ms: 1, ..wanted }] {
+            let read = read_block(&page, first.unit, queue(5), &wanted);
+            assert_eq!(read, Err(PageFault::Block { unit: first.unit }));
+        }
+    }
+
+    #[test]
+    fn a_full_block_fills_a_page() {
+        let mut page = PageBuilder::new(ID, 1);
+        page.push(queue(0), &lines(0, BLOCK_LINES_MAX as u64));
+        assert!(!page.has_room(1));
+        assert_eq!(page.finish().len(), PAGE_BYTES);
+    }
+
+    #[test]
+    fn published_page_bytes_do_not_change() {
+        let (page, _) = page();
+        let units: Vec<String> = page
+            .chunks_exact(UNIT_BYTES)
+            .take(7)
+            .map(|unit| unit.iter().map(|byte| format!("{byte:02x}")).collect())
+            .collect();
+        let golden: Vec<&str> = include_str!("page/golden_v1.txt").lines().collect();
+        assert_eq!(units, golden, "add a version instead");
+        assert!(page[7 * UNIT_BYTES..].iter().all(|byte| *byte == 0));
+    }
+}

@@ -307,3 +307,19 @@ fn forty_thousand_queues_share_one_file() {
         assert_eq!(lines(&index, queue(n)), (0..3).map(line).collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn published_checkpoint_bytes_do_not_change() {
+    let disk = FaultyDisk::default();
+    let mut opened = open(&disk);
+    let mut index = ready(opened.index);
+    extend(&mut index, queue(5), 0..2);
+    write(&mut opened.checkpointer, &mut index, 10).unwrap();
+    let bytes = read_file(&disk, &checkpoint_path(1)).unwrap().unwrap();
+    let rows: Vec<String> = bytes
+        .chunks(32)
+        .map(|row| row.iter().map(|byte| format!("{byte:02x}")).collect())
+        .collect();
+    let golden: Vec<&str> = include_str!("golden_v1.txt").lines().collect();
+    assert_eq!(rows, golden, "add a version instead");
+}
