@@ -1,0 +1,205 @@
+//! Administration: definitions, offsets and state, as any access point answers them.
+
+use std::time::Duration;
+
+use drumlin_proto::native::admin_client::AdminClient;
+use drumlin_proto::native::{self, Status};
+use tonic::transport::Channel;
+
+pub use drumlin_proto::native::{
+    DescribeBrokerResponse as BrokerState, DescribeTopicResponse as TopicState, Group, GroupQueue,
+    QueueOffset as QueuePosition, QueueState, Topic, TopicShare, TopicType,
+};
+
+use crate::connection::{Address, GRPC_BYTES_MAX};
+use crate::consumer::At;
+use crate::error::Error;
+use crate::{Client, QueueOffset};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A topic to be created.
+#[derive(Clone, Debug)]
+pub struct NewTopic {
+    name: String,
+    queue_count: u32,
+    kind: TopicType,
+    broker_groups: Vec<String>,
+    auto: bool,
+}
+
+impl NewTopic {
+    /// Takes messages of all types, in `queue_count` queues on each broker group.
+    pub fn new(name: impl Into<String>, queue_count: u32) -> Self {
+        let (kind, broker_groups) = (TopicType::Mixed, Vec::new());
+        Self { name: name.into(), queue_count, kind, broker_groups, auto: false }
+    }
+
+    pub fn kind(mut self, kind: TopicType) -> Self {
+        self.kind = kind;
+        self
+    }
+
+    /// Only on these; none means on all.
+    pub fn broker_groups(mut self, broker_groups: impl IntoIterator<Item = String>) -> Self {
+        self.broker_groups.extend(broker_groups);
+        self
+    }
+
+    /// An existing topic is fine; without it, only where topics are created on first use.
+    pub(crate) fn auto(mut self) -> Self {
+        self.auto = true;
+        self
+    }
+}
+
+/// Asks the client's endpoints; clones share the client.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    client: Client,
+}
+
+/// An answer of the admin API, which all carry a status.
+trait Answer {
+    fn status(&self) -> Option<&Status>;
+}
+
+macro_rules! answers {
+    ($($name:ident)*) => {
+        $(impl Answer for native::$name {
+            fn status(&self) -> Option<&Status> {
+                self.status.as_ref()
+            }
+        })*
+    };
+}
+
+answers! {
+    CreateTopicResponse DeleteTopicResponse ListTopicsResponse DescribeTopicResponse
+    QueryOffsetsResponse ListGroupsResponse CommitOffsetResponse GetCommittedOffsetResponse
+    DescribeBrokerResponse
+}
+
+/// Asks one endpoint after the other until one can be reached.
+macro_rules! ask {
+    ($admin:expr, $method:ident, $request:expr) => {
+        'asked: {
+            let request = $request;
+            let mut unreachable = Error::Closed;
+            for endpoint in $admin.client.endpoints() {
+                let answer = $admin.api(endpoint).$method(timed(&request)).await;
+                match answered(endpoint, answer) {
+                    Err(error @ Error::Unreachable { .. }) => unreachable = error,
+                    settled => break 'asked settled,
+                }
+            }
+            Err(unreachable)
+        }
+    };
+}
+
+fn answered<A: Answer>(
+    endpoint: &Address,
+    answer: Result<tonic::Response<A>, tonic::Status>,
+) -> Result<A, Error> {
+    let answer = answer.map_err(|status| Error::of_call(endpoint.as_str(), &status))?;
+    let answer = answer.into_inner();
+    Error::of_native(answer.status()).map_or(Ok(answer), Err)
+}
+
+impl Admin {
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    pub async fn create_topic(&self, topic: NewTopic) -> Result<Topic, Error> {
+        let request = native::CreateTopicRequest {
+            name: topic.name,
+            queue_count: topic.queue_count,
+            r#type: topic.kind.into(),
+            broker_groups: topic.broker_groups,
+            auto: topic.auto,
+        };
+        ask!(self, create_topic, request)?.topic.ok_or_else(|| missing("topic"))
+    }
+
+    pub async fn delete_topic(&self, name: &str) -> Result<(), Error> {
+        let request = native::DeleteTopicRequest { name: name.into() };
+        ask!(self, delete_topic, request).map(drop)
+    }
+
+    pub async fn list_topics(&self) -> Result<Vec<Topic>, Error> {
+        let request = native::ListTopicsRequest {};
+        Ok(ask!(self, list_topics, request)?.topics)
+    }
+
+    /// A topic's definition and the ends of its queues.
+    pub async fn describe_topic(&self, name: &str) -> Result<TopicState, Error> {
+        let request = native::DescribeTopicRequest { name: name.into() };
+        ask!(self, describe_topic, request)
+    }
+
+    /// Where `at` lies in each queue; [`At::Latest`] gives the end offsets of now.
+    pub async fn query_offsets(&self, topic: &str, at: At) -> Result<Vec<QueuePosition>, Error> {
+        let request = native::QueryOffsetsRequest { topic: topic.into(), at: Some(at.to_native()) };
+        Ok(ask!(self, query_offsets, request)?.offsets)
+    }
+
+    pub async fn list_groups(&self) -> Result<Vec<Group>, Error> {
+        let request = native::ListGroupsRequest {};
+        Ok(ask!(self, list_groups, request)?.groups)
+    }
+
+    /// Sets what a consumer group reads next in one queue.
+    pub async fn commit_offset(
+        &self,
+        group: &str,
+        topic: &str,
+        queue_id: u32,
+        offset: QueueOffset,
+    ) -> Result<(), Error> {
+        let request = native::CommitOffsetRequest {
+            group: group.into(),
+            topic: topic.into(),
+            queue_id,
+            offset: offset.get(),
+        };
+        ask!(self, commit_offset, request).map(drop)
+    }
+
+    /// `None` if nothing was ever committed.
+    pub async fn committed_offset(
+        &self,
+        group: &str,
+        topic: &str,
+        queue_id: u32,
+    ) -> Result<Option<QueueOffset>, Error> {
+        let request = native::GetCommittedOffsetRequest {
+            group: group.into(),
+            topic: topic.into(),
+            queue_id,
+        };
+        Ok(ask!(self, get_committed_offset, request)?.offset.map(QueueOffset::new))
+    }
+
+    /// The broker that answers first among the endpoints.
+    pub async fn describe_broker(&self) -> Result<BrokerState, Error> {
+        let request = native::DescribeBrokerRequest {};
+        ask!(self, describe_broker, request)
+    }
+
+    fn api(&self, endpoint: &Address) -> AdminClient<Channel> {
+        AdminClient::new(self.client.connections().channel(endpoint))
+            .max_decoding_message_size(GRPC_BYTES_MAX)
+    }
+}
+
+fn timed<T: Clone>(request: &T) -> tonic::Request<T> {
+    let mut timed = tonic::Request::new(request.clone());
+    timed.set_timeout(TIMEOUT);
+    timed
+}
+
+fn missing(field: &str) -> Error {
+    Error::Protocol { reason: format!("an answer without {field}") }
+}

@@ -1,0 +1,270 @@
+//! Routes as they are pushed: which broker leads which queues of a topic.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use drumlin_proto::native::routes_client::RoutesClient;
+use drumlin_proto::native::{self, TopicType, WatchRoutesRequest};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::connection::{Address, Backoff, Connections};
+use crate::error::{Code, Error};
+
+/// Where the queues of a topic are.
+#[derive(Clone, Debug)]
+pub(crate) struct Route {
+    pub(crate) exists: bool,
+    pub(crate) kind: TopicType,
+    /// By broker group name, ascending.
+    pub(crate) groups: Vec<GroupRoute>,
+}
+
+impl Route {
+    pub(crate) fn group(&self, broker_group: &str) -> Option<&GroupRoute> {
+        self.groups.iter().find(|group| &*group.broker_group == broker_group)
+    }
+}
+
+/// One broker group's part.
+#[derive(Clone, Debug)]
+pub(crate) struct GroupRoute {
+    pub(crate) broker_group: Arc<str>,
+    pub(crate) queue_count: u32,
+    /// `None` while the broker group elects.
+    pub(crate) leader: Option<Address>,
+}
+
+/// What was pushed so far; pure.
+#[derive(Debug, Default)]
+struct RouteTable {
+    topics: HashMap<String, Arc<Route>>,
+    /// Highest term seen of each broker group, and who led in it.
+    leaders: HashMap<String, (u64, Option<Address>)>,
+}
+
+impl RouteTable {
+    /// Takes over what was pushed. A leader of an older term than one already seen is ignored: it
+    /// comes from someone who has not heard yet.
+    fn apply(&mut self, pushed: native::TopicRoute) {
+        let kind = pushed.r#type();
+        let groups = pushed.queues.into_iter().map(|queues| {
+            let leader = queues.leader.as_ref().and_then(|a| Address::of_native(a).ok());
+            let known = self.leaders.entry(queues.broker_group.clone()).or_default();
+            if queues.term >= known.0 {
+                *known = (queues.term, leader);
+            }
+            GroupRoute {
+                broker_group: queues.broker_group.into(),
+                queue_count: queues.queue_count,
+                leader: known.1.clone(),
+            }
+        });
+        let route = Route { exists: pushed.exists, kind, groups: groups.collect() };
+        self.topics.insert(pushed.topic, Arc::new(route));
+    }
+}
+
+/// Handle of the pushed routes; clones share them.
+#[derive(Clone, Debug)]
+pub(crate) struct Routes {
+    table: Arc<RwLock<RouteTable>>,
+    /// Rises with every change of the table.
+    version: watch::Sender<u64>,
+    wanted: watch::Sender<BTreeSet<String>>,
+}
+
+impl Routes {
+    pub(crate) fn new() -> Self {
+        Self {
+            table: Arc::default(),
+            version: watch::Sender::new(0),
+            wanted: watch::Sender::new(BTreeSet::new()),
+        }
+    }
+
+    /// Told whenever a route may have changed.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    /// Asks for a topic's route from now on.
+    pub(crate) fn want(&self, topic: &str) {
+        self.wanted
+            .send_if_modified(|topics| !topics.contains(topic) && topics.insert(topic.to_owned()));
+    }
+
+    /// The route as it was pushed last, also of a topic that does not exist.
+    pub(crate) fn get(&self, topic: &str) -> Option<Arc<Route>> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.topics.get(topic).cloned()
+    }
+
+    /// The route of a topic that exists. Waits for it as long as nobody has said that there is no
+    /// such topic.
+    pub(crate) async fn resolve(&self, topic: &str, until: Instant) -> Result<Arc<Route>, Error> {
+        self.want(topic);
+        let mut changes = self.changes();
+        loop {
+            changes.mark_unchanged();
+            match self.get(topic) {
+                Some(route) if route.exists => return Ok(route),
+                Some(_) => return Err(Error::TopicNotFound { topic: topic.into() }),
+                None => {}
+            }
+            let changed = tokio::time::timeout_at(until, changes.changed()).await;
+            if !matches!(changed, Ok(Ok(()))) {
+                return Err(Error::Refused {
+                    code: Code::Unavailable,
+                    message: format!("no route of topic {topic} came in time"),
+                });
+            }
+        }
+    }
+
+    fn apply(&self, routes: Vec<native::TopicRoute>) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        routes.into_iter().for_each(|route| table.apply(route));
+        drop(table);
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    /// Keeps a watch open at one of the endpoints until it is stopped.
+    pub(crate) async fn run(
+        self,
+        endpoints: Vec<Address>,
+        connections: Arc<Connections>,
+        stop: CancellationToken,
+    ) {
+        let mut backoff = Backoff::new();
+        let mut wanted = self.wanted.subscribe();
+        for endpoint in endpoints.iter().cycle() {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                some = wanted.wait_for(|topics| !topics.is_empty()) => if some.is_err() { return },
+            }
+            let client = RoutesClient::new(connections.channel(endpoint))
+                .max_decoding_message_size(crate::connection::GRPC_BYTES_MAX);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                error = self.watch(client, &mut backoff) => {
+                    tracing::debug!(%endpoint, %error, "route watch ended");
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(backoff.pause(fastrand::f64())) => {}
+            }
+        }
+    }
+
+    /// Ends with the stream, and says why.
+    async fn watch(
+        &self,
+        mut client: RoutesClient<tonic::transport::Channel>,
+        backoff: &mut Backoff,
+    ) -> String {
+        let (requests, outbound) = mpsc::channel(4);
+        let mut wanted = self.wanted.subscribe();
+        let request = |topics: &BTreeSet<String>| WatchRoutesRequest {
+            topics: topics.iter().cloned().collect(),
+        };
+        let first = request(&wanted.borrow_and_update());
+        if requests.send(first).await.is_err() {
+            return "the request stream closed".into();
+        }
+        let opening = client.watch_routes(ReceiverStream::new(outbound));
+        let opened = tokio::time::timeout(OPEN_TIMEOUT, opening).await;
+        let mut pushed = match opened {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) => return status.message().to_owned(),
+            Err(_) => return "no answer".into(),
+        };
+        loop {
+            tokio::select! {
+                changed = wanted.changed() => {
+                    let next = request(&wanted.borrow_and_update());
+                    if changed.is_err() || requests.send(next).await.is_err() {
+                        return "the request stream closed".into();
+                    }
+                }
+                message = pushed.message() => match message {
+                    Ok(Some(response)) => {
+                        if let Some(error) = Error::of_native(response.status.as_ref()) {
+                            return error.to_string();
+                        }
+                        backoff.reset();
+                        self.apply(response.routes);
+                    }
+                    Ok(None) => return "the stream ended".into(),
+                    Err(status) => return status.message().to_owned(),
+                },
+            }
+        }
+    }
+}
+
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pushed(term: u64, port: u32) -> native::TopicRoute {
+        let leader = Some(native::Address { host: "h".into(), port });
+        let queues = native::QueueRoute {
+            broker_group: "a".into(),
+            queue_count: 2,
+            leader: leader.filter(|_| port != 0),
+            term,
+        };
+        native::TopicRoute {
+            topic: "t".into(),
+            exists: true,
+            r#type: TopicType::Mixed.into(),
+            topic_id: 1,
+            queues: vec![queues],
+        }
+    }
+
+    fn leader(routes: &Routes) -> Option<String> {
+        let route = routes.get("t")?;
+        route.group("a")?.leader.as_ref().map(ToString::to_string)
+    }
+
+    #[test]
+    fn leader_of_an_older_term_is_ignored() {
+        let routes = Routes::new();
+        routes.apply(vec![pushed(3, 1)]);
+        routes.apply(vec![pushed(2, 2)]);
+        assert_eq!(leader(&routes).as_deref(), Some("h:1"));
+        routes.apply(vec![pushed(4, 2)]);
+        assert_eq!(leader(&routes).as_deref(), Some("h:2"));
+        routes.apply(vec![pushed(5, 0)]);
+        assert_eq!(leader(&routes), None);
+    }
+
+    #[tokio::test]
+    async fn resolve_waits_for_the_push() {
+        let routes = Routes::new();
+        let until = Instant::now() + Duration::from_secs(60);
+        let waiting = routes.resolve("t", until);
+        tokio::pin!(waiting);
+        assert!(futures::poll!(&mut waiting).is_pending());
+        assert!(routes.wanted.borrow().contains("t"));
+        routes.apply(vec![pushed(1, 1)]);
+        assert_eq!(waiting.await.unwrap().groups.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn missing_topic_is_an_error_at_once() {
+        let routes = Routes::new();
+        routes.apply(vec![native::TopicRoute { exists: false, ..pushed(1, 1) }]);
+        let until = Instant::now() + Duration::from_secs(60);
+        let error = routes.resolve("t", until).await.unwrap_err();
+        assert_eq!(error.code(), Code::TopicNotFound);
+    }
+}
