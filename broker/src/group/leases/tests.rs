@@ -297,7 +297,14 @@ fn attempts_stop_rising_at_their_width() {
 #[derive(Clone, Debug)]
 enum Act {
     Produce(u64),
-    Poll { batch: usize, invisible_ms: u64, auto_renew: bool, wanted: u64 },
+    /// Greedy ones also ask for what is leased, as plans that come too late do.
+    Poll {
+        batch: usize,
+        invisible_ms: u64,
+        auto_renew: bool,
+        wanted: u64,
+        greedy: bool,
+    },
     Ack(usize),
     Nack(usize, u64),
     Renew(usize, u64),
@@ -310,9 +317,9 @@ enum Act {
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         4 => (1u64..6).prop_map(Act::Produce),
-        8 => (1usize..6, 0u64..300, any::<bool>(), 1u64..4).prop_map(
-            |(batch, invisible_ms, auto_renew, wanted)| {
-                Act::Poll { batch, invisible_ms, auto_renew, wanted }
+        8 => (1usize..6, 0u64..300, any::<bool>(), 1u64..4, any::<bool>()).prop_map(
+            |(batch, invisible_ms, auto_renew, wanted, greedy)| {
+                Act::Poll { batch, invisible_ms, auto_renew, wanted, greedy }
             }
         ),
         8 => any::<usize>().prop_map(Act::Ack),
@@ -354,16 +361,18 @@ impl World {
     }
 
     /// Plans as a leader does, with a filter that wants each `wanted`th record.
-    fn poll(&mut self, batch: usize, invisible_ms: u64, auto_renew: bool, wanted: u64) {
-        let due = self.leases.due(self.clock_ms, &BTreeSet::new(), batch);
+    fn poll(&mut self, batch: usize, shape: &Lease, wanted: u64, greedy: bool) {
+        let mut due = self.leases.due(self.clock_ms, &BTreeSet::new(), batch);
+        if greedy {
+            due = self.leases.flights().map(|(offset, _)| offset).collect();
+        }
         let (again, unwanted): (Vec<_>, Vec<_>) =
             due.into_iter().partition(|offset| offset.get().is_multiple_of(wanted));
         let from = self.leases.next();
         let skip_to = at(self.end.min(from.get() + batch as u64));
         let fresh = (from.get()..skip_to.get()).filter(|offset| offset.is_multiple_of(wanted));
         let fresh: Vec<_> = fresh.map(at).collect();
-        let shape = plan(from.get(), skip_to.get(), &[], &[]);
-        let plan = Lease { invisible_ms, auto_renew, fresh, again, unwanted, ..shape };
+        let plan = Lease { from, skip_to, fresh, again, unwanted, ..shape.clone() };
         QueueLeases::check_plan(&plan, self.leases.next(), at(self.end)).unwrap();
         for grant in self.leases.lease(&plan, LeaseId(self.entry), self.clock_ms) {
             let offset = grant.offset.get();
@@ -377,7 +386,7 @@ impl World {
             *attempts += 1;
             assert_eq!(grant.attempt, *attempts, "attempts rise by one");
             self.told.retain(|(told, ..)| *told != offset);
-            self.told.push((offset, self.entry, self.clock_ms.saturating_add(invisible_ms)));
+            self.told.push((offset, self.entry, self.clock_ms + plan.invisible_ms));
         }
     }
 
@@ -390,8 +399,9 @@ impl World {
         match *act {
             Act::Produce(count) => self.end += count,
             Act::Wait(ms) => self.clock_ms += ms,
-            Act::Poll { batch, invisible_ms, auto_renew, wanted } => {
-                self.poll(batch, invisible_ms, auto_renew, wanted);
+            Act::Poll { batch, invisible_ms, auto_renew, wanted, greedy } => {
+                let shape = Lease { invisible_ms, auto_renew, ..plan(0, 0, &[], &[]) };
+                self.poll(batch, &shape, wanted, greedy);
             }
             Act::Ack(which) => {
                 let Some((offset, lease, ends_ms)) = self.pick(which) else { return };
@@ -478,7 +488,7 @@ impl World {
             }
             self.clock_ms += 1_000;
             self.entry += 1;
-            self.poll(32, 100, false, 1);
+            self.poll(32, &plan(0, 0, &[], &[]), 1, false);
             for which in 0..self.told.len() {
                 self.act(&Act::Ack(which));
             }
