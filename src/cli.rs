@@ -183,7 +183,6 @@ mod tests {
             "drumlin log verify data --deep",
             "drumlin log dump data --from-index 3 --max 5",
             "drumlin log stat data",
-            "drumlin bench produce --size 1024 --duration 2s --in-flight 64 --producers 2",
             "drumlin bench limits",
             "drumlin completion bash",
             "drumlin -e a:1,b:2 --timeout 3s topic list",

@@ -1,13 +1,16 @@
 //! `drumlin bench`: measures, and says in which units.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use hdrhistogram::Histogram;
+use serde_json::{Value, json};
 
 use crate::cli::{Global, NamesrvShort};
-use crate::config::{parse_duration, parse_size};
-use crate::failure::{Failure, Kind};
+use crate::config::parse_duration;
+use crate::failure::Failure;
+
+mod limits;
 
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
@@ -19,48 +22,93 @@ pub(crate) struct Bench {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Acknowledged sends
-    Produce(Sends),
     /// What the disk gives: overwrites with fdatasync
-    Limits {
-        /// Folder on the disk to measure
-        #[arg(long, value_name = "DIR", default_value = ".")]
-        dir: PathBuf,
-        /// Of each size
-        #[arg(long, default_value = "5s", value_parser = duration)]
-        duration: Duration,
-    },
+    Limits(limits::Limits),
 }
 
-#[derive(Debug, Args)]
-struct Sends {
-    #[arg(long, default_value = "bench")]
-    topic: String,
-    /// Queues of the topic, if it has to be created
-    #[arg(long, default_value_t = 8)]
-    queues: u32,
-    /// Of each body
-    #[arg(long, default_value = "1024", value_parser = parse_size)]
-    size: u64,
-    #[arg(long, default_value = "10s", value_parser = duration, conflicts_with = "count")]
-    duration: Duration,
-    /// Messages in all, instead of a duration
-    #[arg(long)]
-    count: Option<u64>,
-    /// Unacknowledged messages of each producer
-    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
-    in_flight: u32,
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    producers: u32,
+impl Bench {
+    pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
+        let global = global.clone().with(self.short.short.as_ref());
+        match &self.action {
+            Action::Limits(limits) => limits.run(&global),
+        }
+    }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text, "s")
 }
 
-impl Bench {
-    pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
-        let _global = global.clone().with(self.short.short.as_ref());
-        Err(Failure::new(Kind::NotSupported, "not supported yet"))
+/// Times of single operations, in microseconds.
+#[derive(Clone, Debug)]
+struct Latencies(Histogram<u64>);
+
+impl Latencies {
+    /// Three digits from 1 us to ten minutes.
+    fn new() -> Self {
+        let histogram = Histogram::new_with_bounds(1, 600_000_000, 3);
+        Self(histogram.expect("1 is below 600,000,000 and three digits are allowed"))
+    }
+
+    fn record(&mut self, took: Duration) {
+        self.0.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "min": self.0.min(),
+            "mean": rounded(self.0.mean()),
+            "p50": self.0.value_at_quantile(0.5),
+            "p90": self.0.value_at_quantile(0.9),
+            "p99": self.0.value_at_quantile(0.99),
+            "p999": self.0.value_at_quantile(0.999),
+            "max": self.0.max(),
+        })
+    }
+
+    fn p50(&self) -> u64 {
+        self.0.value_at_quantile(0.5)
+    }
+
+    fn p99(&self) -> u64 {
+        self.0.value_at_quantile(0.99)
+    }
+}
+
+/// For people: one digit behind the point.
+fn rounded(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
+}
+
+/// Per second.
+fn rate(count: u64, took: Duration) -> f64 {
+    #[allow(clippy::cast_precision_loss, reason = "a rate need not be exact above 2^53")]
+    let count = count as f64;
+    rounded(count / took.as_secs_f64().max(1e-9))
+}
+
+/// Of 1,000,000 bytes, per second.
+fn mb_rate(bytes: u64, took: Duration) -> f64 {
+    #[allow(clippy::cast_precision_loss, reason = "a rate need not be exact above 2^53")]
+    let mb = bytes as f64 / 1e6;
+    (mb / took.as_secs_f64().max(1e-9) * 1000.0).round() / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_per_second() {
+        assert_eq!(rate(500, Duration::from_millis(250)).to_string(), "2000");
+        assert_eq!(mb_rate(1_024_000, Duration::from_secs(2)).to_string(), "0.512");
+    }
+
+    #[test]
+    fn latencies_are_microseconds() {
+        let mut latencies = Latencies::new();
+        (1..=100).for_each(|ms| latencies.record(Duration::from_millis(ms)));
+        let p50 = latencies.p50();
+        assert!((50_000..51_000).contains(&p50), "{p50}");
     }
 }

@@ -17,6 +17,9 @@ pub(crate) struct Broker {
 
 impl Broker {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
+        if self.config.answer_example::<BrokerKeys>("broker")? {
+            return Ok(());
+        }
         let loaded: Loaded<BrokerKeys> = self.config.load()?;
         if self.config.answer(&loaded, global)? {
             return Ok(());

@@ -17,6 +17,9 @@ pub(crate) struct Nameserver {
 
 impl Nameserver {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
+        if self.config.answer_example::<NameserverKeys>("nameserver")? {
+            return Ok(());
+        }
         let loaded: Loaded<NameserverKeys> = self.config.load()?;
         if self.config.answer(&loaded, global)? {
             return Ok(());

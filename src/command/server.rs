@@ -30,6 +30,9 @@ pub(crate) struct ConfigArgs {
     /// Print the values in force with their origins
     #[arg(long)]
     pub(crate) print_config: bool,
+    /// Print a commented file with every key and its default
+    #[arg(long, conflicts_with_all = ["check_config", "print_config"])]
+    pub(crate) example_config: bool,
 }
 
 pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
@@ -50,6 +53,16 @@ impl ConfigArgs {
         let given =
             Given { preset: None, files: self.config.clone(), environment: environment(), flags };
         Ok(config::load(&given, &[])?)
+    }
+
+    /// Answers `--example-config`; true if nothing is left to do.
+    pub(crate) fn answer_example<K: Keys>(&self, role: &str) -> io::Result<bool> {
+        if self.example_config {
+            let mut out = io::stdout().lock();
+            out.write_all(config::document::<K>(role).as_bytes())?;
+            out.flush()?;
+        }
+        Ok(self.example_config)
     }
 
     /// Answers `--check-config` and `--print-config`; true if nothing is left to do.
