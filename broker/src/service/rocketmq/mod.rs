@@ -37,6 +37,8 @@ mod send;
 mod settings;
 mod status;
 mod telemetry;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 use caller::Caller;

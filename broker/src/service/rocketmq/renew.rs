@@ -70,7 +70,7 @@ fn renewal(flight: &Flight, now_ms: u64) -> Renewal {
 
 /// What one round proposes.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Round {
+pub(super) struct Round {
     renewed: BTreeMap<(GroupId, QueueKey, u64), Vec<(QueueOffset, LeaseId)>>,
     retried: Vec<(GroupId, QueueKey, QueueOffset, LeaseId, u64)>,
     /// Holders of leases that were not heard of for long.
@@ -103,7 +103,7 @@ impl Round {
         }
     }
 
-    fn commands(self) -> Vec<Command> {
+    pub(super) fn commands(self) -> Vec<Command> {
         let mut commands = Vec::new();
         for ((group, queue, invisible_ms), records) in self.renewed {
             for records in records.chunks(RECORDS_MAX) {
@@ -123,7 +123,7 @@ impl Round {
 
 impl Edge {
     /// Looks at every renewed lease; `lead_since` is when this node began to serve.
-    fn renewals(&self, lead_since: Instant, now: Instant) -> Round {
+    pub(super) fn renewals(&self, lead_since: Instant, now: Instant) -> Round {
         let mut round = Round::default();
         let now_ms = self.replica().clock_ms();
         // A new leader knows no client yet and takes all as alive.
@@ -141,7 +141,7 @@ impl Edge {
     }
 
     /// Proposes in order; answers when all are decided. Lost ones come again in the next round.
-    async fn propose_all(&self, commands: Vec<Command>) {
+    pub(super) async fn propose_all(&self, commands: Vec<Command>) {
         let proposed: Vec<_> = commands
             .into_iter()
             .map(|command| self.replica().propose(Item::Command(command), None))
