@@ -120,7 +120,9 @@ impl Admin {
             broker_groups: topic.broker_groups,
             auto: topic.auto,
         };
-        ask!(self, create_topic, request)?.topic.ok_or_else(|| missing("topic"))
+        let topic = ask!(self, create_topic, request)?.topic.ok_or_else(|| missing("topic"))?;
+        self.client.routes().expect(&topic.name);
+        Ok(topic)
     }
 
     pub async fn delete_topic(&self, name: &str) -> Result<(), Error> {

@@ -1,4 +1,29 @@
 //! The Drumlin SDK: producers, consumers and administration.
+//!
+//! ```
+//! # async fn example() -> anyhow::Result<()> {
+//! # let dir = tempfile::tempdir()?;
+//! # let config = drumlin_broker::config::Config::embedded(dir.path().to_owned());
+//! # let broker = drumlin_broker::broker::Broker::start(config).await?;
+//! # let address = broker.addresses()[0].to_string();
+//! use std::time::Duration;
+//!
+//! use drumlin_client::{Client, Message};
+//!
+//! let client = Client::connect(&address).await?;
+//! let producer = client.producer().build().await?;
+//!
+//! // Awaiting a send means that the message is stored.
+//! let receipt = producer.send(Message::new("orders", "3 apples").tag("eu")).await?;
+//! println!("stored at offset {} of queue {}", receipt.offset, receipt.queue_id);
+//!
+//! producer.shutdown(Duration::from_secs(10)).await?;
+//! client.shutdown(Duration::from_secs(5)).await;
+//! # broker.shutdown().await;
+//! # Ok(())
+//! # }
+//! # tokio::runtime::Runtime::new().unwrap().block_on(example()).unwrap();
+//! ```
 
 mod connection;
 mod error;

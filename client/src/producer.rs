@@ -40,7 +40,6 @@ struct Settings {
     run_bytes_max: usize,
     send_timeout: Duration,
     linger: Duration,
-    auto_create_queue_count: u32,
 }
 
 impl ProducerBuilder {
@@ -51,7 +50,6 @@ impl ProducerBuilder {
             run_bytes_max: 512 << 10,
             send_timeout: Duration::from_secs(10),
             linger: Duration::ZERO,
-            auto_create_queue_count: 8,
         };
         Self { client, settings }
     }
@@ -119,6 +117,30 @@ impl ProducerBuilder {
 ///
 /// Dropping the last clone lets what was accepted go on in the background until it is acknowledged
 /// or its deadline passes. [`Producer::shutdown`] waits for it.
+///
+/// A message whose acknowledgement got lost is sent again, so it may be stored twice. Failures are
+/// retried until the send timeout; [`crate::Code::DeadlineExceeded`] then means that it was not
+/// stored, [`crate::Code::UnknownOutcome`] that it may have been.
+///
+/// ```
+/// # async fn example() -> anyhow::Result<()> {
+/// # let dir = tempfile::tempdir()?;
+/// # let config = drumlin_broker::config::Config::embedded(dir.path().to_owned());
+/// # let broker = drumlin_broker::broker::Broker::start(config).await?;
+/// # let address = broker.addresses()[0].to_string();
+/// # let client = drumlin_client::Client::connect(&address).await?;
+/// use drumlin_client::Message;
+///
+/// let producer = client.producer().build().await?;
+/// // One message group is one order: these are stored as they were enqueued.
+/// let packed = producer.enqueue(Message::new("orders", "packed").message_group("o-1")).await?;
+/// let sent = producer.enqueue(Message::new("orders", "sent").message_group("o-1")).await?;
+/// assert!(packed.await?.offset < sent.await?.offset);
+/// # broker.shutdown().await;
+/// # Ok(())
+/// # }
+/// # tokio::runtime::Runtime::new().unwrap().block_on(example()).unwrap();
+/// ```
 #[derive(Clone, Debug)]
 pub struct Producer {
     shared: Arc<Shared>,

@@ -1,6 +1,6 @@
 //! Routes as they are pushed: which broker leads which queues of a topic.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -44,12 +44,19 @@ struct RouteTable {
     topics: HashMap<String, Arc<Route>>,
     /// Highest term seen of each broker group, and who led in it.
     leaders: HashMap<String, (u64, Option<Address>)>,
+    /// Were created here; who says that they do not exist has not heard yet.
+    expected: HashSet<String>,
 }
 
 impl RouteTable {
     /// Takes over what was pushed. A leader of an older term than one already seen is ignored: it
     /// comes from someone who has not heard yet.
     fn apply(&mut self, pushed: native::TopicRoute) {
+        if pushed.exists {
+            self.expected.remove(&pushed.topic);
+        } else if self.expected.contains(&pushed.topic) {
+            return;
+        }
         let kind = pushed.r#type();
         let groups = pushed.queues.into_iter().map(|queues| {
             let leader = queues.leader.as_ref().and_then(|a| Address::of_native(a).ok());
@@ -95,6 +102,16 @@ impl Routes {
     pub(crate) fn want(&self, topic: &str) {
         self.wanted
             .send_if_modified(|topics| !topics.contains(topic) && topics.insert(topic.to_owned()));
+    }
+
+    /// A topic was created, so that its route will come.
+    pub(crate) fn expect(&self, topic: &str) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        if table.topics.get(topic).is_some_and(|route| route.exists) {
+            return;
+        }
+        table.topics.remove(topic);
+        table.expected.insert(topic.to_owned());
     }
 
     /// The route as it was pushed last, also of a topic that does not exist.
@@ -257,6 +274,21 @@ mod tests {
         assert!(routes.wanted.borrow().contains("t"));
         routes.apply(vec![pushed(1, 1)]);
         assert_eq!(waiting.await.unwrap().groups.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn topic_that_was_just_created_is_waited_for() {
+        let routes = Routes::new();
+        let missing = || native::TopicRoute { exists: false, ..pushed(1, 1) };
+        routes.apply(vec![missing()]);
+        routes.expect("t");
+        let waiting = routes.resolve("t", Instant::now() + Duration::from_secs(60));
+        tokio::pin!(waiting);
+        assert!(futures::poll!(&mut waiting).is_pending());
+        routes.apply(vec![missing()]);
+        assert!(futures::poll!(&mut waiting).is_pending());
+        routes.apply(vec![pushed(1, 1)]);
+        assert!(waiting.await.is_ok());
     }
 
     #[tokio::test]

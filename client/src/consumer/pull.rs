@@ -107,6 +107,29 @@ impl PullConsumerBuilder {
 /// It goes on behind the last record it gave after a connection broke or a leader changed; an error
 /// ends the queue it is about. It ends by itself with [`PullConsumerBuilder::stop_at_end`], else
 /// when the client is shut down.
+///
+/// ```
+/// # async fn example() -> anyhow::Result<()> {
+/// # let dir = tempfile::tempdir()?;
+/// # let config = drumlin_broker::config::Config::embedded(dir.path().to_owned());
+/// # let broker = drumlin_broker::broker::Broker::start(config).await?;
+/// # let address = broker.addresses()[0].to_string();
+/// # let client = drumlin_client::Client::connect(&address).await?;
+/// # let producer = client.producer().build().await?;
+/// # producer.send(drumlin_client::Message::new("orders", "3 apples")).await?;
+/// use drumlin_client::{At, Queues};
+///
+/// let assigned = client.pull_consumer().assign("orders", Queues::All);
+/// let mut records = assigned.seek(At::Earliest).stop_at_end().into_stream();
+/// while let Some(record) = records.next().await {
+///     let record = record?;
+///     println!("{} at offset {}", record.body_text(), record.offset);
+/// }
+/// # broker.shutdown().await;
+/// # Ok(())
+/// # }
+/// # tokio::runtime::Runtime::new().unwrap().block_on(example()).unwrap();
+/// ```
 #[derive(Debug)]
 pub struct PullConsumer {
     batches: mpsc::Receiver<Result<VecDeque<Delivery>, Error>>,

@@ -99,6 +99,35 @@ impl SimpleConsumerBuilder {
 }
 
 /// Receives messages and acknowledges them one by one; clones share its membership.
+///
+/// ```
+/// # async fn example() -> anyhow::Result<()> {
+/// # let dir = tempfile::tempdir()?;
+/// # let config = drumlin_broker::config::Config::embedded(dir.path().to_owned());
+/// # let broker = drumlin_broker::broker::Broker::start(config).await?;
+/// # let address = broker.addresses()[0].to_string();
+/// # let client = drumlin_client::Client::connect(&address).await?;
+/// # let producer = client.producer().build().await?;
+/// # producer.send(drumlin_client::Message::new("orders", "3 apples").tag("eu")).await?;
+/// use std::time::Duration;
+///
+/// use drumlin_client::Filter;
+///
+/// let consumer = client
+///     .simple_consumer("shipping")
+///     .subscribe("orders", Filter::tag("eu || us"))
+///     .build()
+///     .await?;
+/// for delivery in consumer.receive(32, Duration::from_secs(30)).await? {
+///     println!("{}", delivery.body_text());
+///     consumer.ack(&delivery).await?;
+/// }
+/// consumer.shutdown(Duration::from_secs(5)).await;
+/// # broker.shutdown().await;
+/// # Ok(())
+/// # }
+/// # tokio::runtime::Runtime::new().unwrap().block_on(example()).unwrap();
+/// ```
 #[derive(Clone, Debug)]
 pub struct SimpleConsumer {
     shared: Arc<Shared>,

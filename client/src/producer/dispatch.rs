@@ -15,7 +15,7 @@ use super::lane::{Batching, Lane, LinkId, Pending};
 use super::link::Link;
 use super::window::{Ledger, Window};
 use crate::Client;
-use crate::admin::NewTopic;
+use crate::admin::{Admin, NewTopic};
 use crate::connection::{Address, Backoff};
 use crate::error::{Code, Error};
 use crate::message::{Place, Receipt, Sealed};
@@ -25,6 +25,8 @@ use crate::route::Route;
 const TICK: Duration = Duration::from_millis(20);
 /// Commands and events taken in one go: what comes in together goes out together.
 const DRAIN_MAX: usize = 1024;
+/// Queues on each broker group of a topic that is created on first use, as RocketMQ has it.
+const AUTO_CREATE_QUEUE_COUNT: u32 = 8;
 
 /// A message that was let in.
 #[derive(Debug)]
@@ -314,16 +316,11 @@ impl Dispatcher {
         }
         topic.creating = true;
         let (name, admin) = (Arc::clone(&topic.name), self.client.admin());
-        let new = NewTopic::new(&*name, self.settings.auto_create_queue_count).auto();
         let (events, stop) = (self.events.clone(), self.stop.clone());
         self.client.tasks().spawn(async move {
             let result = tokio::select! {
                 () = stop.cancelled() => return,
-                result = admin.create_topic(new) => result.map(drop).map_err(|error| {
-                    let refused = matches!(error.code(), Code::Unsupported | Code::PreconditionFailed);
-                    let topic = name.to_string();
-                    if refused { Error::TopicNotFound { topic } } else { error }
-                }),
+                result = create(&admin, &name) => result,
             };
             // Without a dispatcher nobody asks.
             events.send(Event::Created { topic: name, result }).await.ok();
@@ -484,5 +481,19 @@ impl Dispatcher {
         dial.retry_at = None;
         dial.link = Some(link);
         self.client.tasks().spawn(task.run());
+    }
+}
+
+/// Creates a topic on first use. Where that is off it may still have been created by someone else
+/// since the route was pushed.
+async fn create(admin: &Admin, name: &str) -> Result<(), Error> {
+    let new = NewTopic::new(name, AUTO_CREATE_QUEUE_COUNT).auto();
+    let Err(error) = admin.create_topic(new).await else { return Ok(()) };
+    if !matches!(error.code(), Code::Unsupported | Code::PreconditionFailed) {
+        return Err(error);
+    }
+    match admin.describe_topic(name).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::TopicNotFound { topic: name.to_owned() }),
     }
 }
