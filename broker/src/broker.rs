@@ -1,16 +1,52 @@
 //! One broker as a whole: puts the parts together, starts and stops them.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::config::Config;
-use crate::metrics::Metrics;
-use crate::replica::Replica;
+use drumlin_proto::native::register_request::Hello;
+use drumlin_proto::native::{Address, Listener};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use uuid::Uuid;
+
+use crate::config::{Config, ListenerConfig};
+use crate::data_dir::{Bootstrap, Claim, DataDir, DataDirError, Identity};
+use crate::disk::RealDisk;
+use crate::log::{Log, LogMetrics, LogOptions};
+use crate::metrics::{self, Metrics};
+use crate::registration::Registration;
+use crate::replica::checkpoint::{CheckpointError, Checkpointer};
+use crate::replica::start::{self, Running};
+use crate::replica::state::Limits;
+use crate::replica::{ProposeError, Replica};
+use crate::service::admin::AdminService;
+use crate::service::http::Http;
+use crate::service::native::NativeService;
+use crate::service::rocketmq::Edge;
+use crate::service::routes::RoutesService;
+use crate::upkeep::Upkeep;
+
+/// Raft's name of a group's first node.
+const FIRST_NODE_ID: u64 = 1;
+/// File of the committed index within the data directory.
+const HINT_FILE: &str = "committed";
+/// How long calls in flight may take once the broker stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Calls in progress on one connection.
+const STREAMS_MAX: u32 = 4096;
 
 /// What the edges share.
 #[derive(Debug)]
 pub struct Context {
     pub config: Config,
+    /// Whose data this is.
+    pub identity: Identity,
     pub replica: Replica,
     pub metrics: Arc<Metrics>,
 }
@@ -18,29 +54,335 @@ pub struct Context {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("I/O failed")]
-    Io(#[from] std::io::Error),
+    Io(#[from] io::Error),
+    #[error("listener {name} cannot listen on {bind}")]
+    Bind { name: String, bind: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Replica(#[from] start::StartError),
+    #[error("the broker group does not serve")]
+    NotServing(#[source] ProposeError),
+}
+
+/// The HTTP port; it answers until everything else has stopped.
+#[derive(Debug)]
+struct HttpServer {
+    address: SocketAddr,
+    end: CancellationToken,
+    serving: JoinHandle<()>,
 }
 
 /// A running broker.
 #[derive(Debug)]
-pub struct Broker {}
+pub struct Broker {
+    context: Arc<Context>,
+    addresses: Vec<SocketAddr>,
+    running: Running,
+    registration: Registration,
+    edge: Arc<Edge>,
+    http: Option<HttpServer>,
+    /// Ends the edges.
+    stop: CancellationToken,
+    servers: Vec<JoinHandle<()>>,
+    streams: TaskTracker,
+    upkeep: JoinHandle<()>,
+    /// Dropped last: it holds the lock.
+    _data_dir: DataDir,
+}
 
 impl Broker {
-    pub async fn start(_config: Config) -> Result<Self, StartError> {
-        unimplemented!()
+    /// Starts everything and returns once calls are answered.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let listeners = bind(&config.listeners).await?;
+        let http = bind_http(config.http).await?;
+        let data_dir = open_data_dir(&config)?;
+        let identity = data_dir.identity().clone();
+        let metrics = Arc::new(Metrics::new(
+            &metrics::Identity {
+                cluster: config.cluster.clone(),
+                broker_group: config.broker_group.to_string(),
+                node: config.node.clone(),
+            },
+            usize::try_from(config.metrics_series_max).unwrap_or(usize::MAX),
+        ));
+        let (replica, running) = start_replica(&config, &data_dir, &metrics).await?;
+        let context = Arc::new(Context { config, identity, replica: replica.clone(), metrics });
+        replica.read_barrier().await.map_err(StartError::NotServing)?;
+        if replica.trim_limit().is_none()
+            && let Err(error) = replica.checkpoint().await
+        {
+            tracing::warn!(%error, "the first checkpoint was not written");
+        }
+        Ok(Self::serve(context, listeners, http, running, data_dir))
+    }
+
+    fn serve(
+        context: Arc<Context>,
+        listeners: Vec<Bound>,
+        http: Option<(TcpListener, SocketAddr)>,
+        running: Running,
+        data_dir: DataDir,
+    ) -> Self {
+        let stop = CancellationToken::new();
+        let streams = TaskTracker::new();
+        let edge = Edge::start(Arc::clone(&context), stop.clone());
+        let hello = hello(&context, &listeners);
+        let registration =
+            Registration::start(hello, &context.config.nameservers, &context.replica, stop.clone());
+        let http = http.map(|(listener, address)| {
+            let http = Http::new(
+                &context.config,
+                context.replica.clone(),
+                Arc::clone(&context.metrics),
+                registration.registered(),
+                stop.clone(),
+            );
+            let end = CancellationToken::new();
+            let serving = tokio::spawn(http.serve(listener, end.clone()));
+            HttpServer { address, end, serving }
+        });
+        let addresses = listeners.iter().map(|bound| bound.address).collect();
+        let servers = listeners
+            .into_iter()
+            .map(|bound| {
+                let serving = serve_listener(
+                    Arc::clone(&context),
+                    Arc::clone(&edge),
+                    bound,
+                    streams.clone(),
+                    stop.clone(),
+                );
+                tokio::spawn(serving)
+            })
+            .collect();
+        let upkeep = Upkeep::new(Arc::clone(&context), data_dir.root().to_owned());
+        let upkeep = tokio::spawn(upkeep.run(stop.clone()));
+        Self {
+            context,
+            addresses,
+            running,
+            registration,
+            edge,
+            http,
+            stop,
+            servers,
+            streams,
+            upkeep,
+            _data_dir: data_dir,
+        }
     }
 
     /// Bound addresses of the listeners, in the order of the configuration.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        unimplemented!()
+        self.addresses.clone()
     }
 
     pub fn http_address(&self) -> Option<SocketAddr> {
-        unimplemented!()
+        self.http.as_ref().map(|http| http.address)
+    }
+
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// Resolves with the reason if the replica fails for good: the process must then end.
+    pub fn failed(&self) -> impl Future<Output = String> + Send + use<> {
+        self.running.failed()
     }
 
     /// Stops taking calls, finishes those in flight, closes the log.
     pub async fn shutdown(self) {
-        unimplemented!()
+        self.stop.cancel();
+        let draining = async {
+            for server in self.servers {
+                report(server.await, "a listener");
+            }
+            self.streams.close();
+            self.streams.wait().await;
+            self.edge.stopped().await;
+        };
+        if tokio::time::timeout(DRAIN_TIMEOUT, draining).await.is_err() {
+            tracing::warn!("calls in flight did not end in time and are cut off");
+        }
+        self.registration.join().await;
+        report(self.upkeep.await, "upkeep");
+        self.running.shutdown().await;
+        if let Some(http) = self.http {
+            http.end.cancel();
+            report(http.serving.await, "the HTTP port");
+        }
     }
 }
+
+fn report(ended: Result<(), tokio::task::JoinError>, task: &str) {
+    if let Err(error) = ended {
+        tracing::error!(task, %error, "a task ended badly");
+    }
+}
+
+/// A listener with its address known.
+#[derive(Debug)]
+struct Bound {
+    name: String,
+    listener: TcpListener,
+    address: SocketAddr,
+    advertised: Address,
+}
+
+async fn bind(listeners: &[ListenerConfig]) -> Result<Vec<Bound>, StartError> {
+    let mut bound = Vec::with_capacity(listeners.len());
+    for config in listeners {
+        let failed =
+            |source| StartError::Bind { name: config.name.clone(), bind: config.bind, source };
+        let listener = TcpListener::bind(config.bind).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let advertised = match &config.advertised {
+            Some((host, 0)) => Address { host: host.clone(), port: u32::from(address.port()) },
+            Some((host, port)) => Address { host: host.clone(), port: u32::from(*port) },
+            None => Address { host: address.ip().to_string(), port: u32::from(address.port()) },
+        };
+        bound.push(Bound { name: config.name.clone(), listener, address, advertised });
+    }
+    Ok(bound)
+}
+
+async fn bind_http(
+    bind: Option<SocketAddr>,
+) -> Result<Option<(TcpListener, SocketAddr)>, StartError> {
+    let Some(bind) = bind else { return Ok(None) };
+    let failed = |source| StartError::Bind { name: "http".into(), bind, source };
+    let listener = TcpListener::bind(bind).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok(Some((listener, address)))
+}
+
+/// Locks the data directory; an empty one becomes this node's.
+pub(crate) fn open_data_dir(config: &Config) -> Result<DataDir, DataDirError> {
+    let claim = Claim {
+        cluster: config.cluster.clone(),
+        broker_group: config.broker_group.clone(),
+        node: config.node.clone(),
+    };
+    let bootstrap = || Bootstrap {
+        group_uuid: Uuid::now_v7(),
+        directory_uuid: Uuid::new_v4(),
+        node_id: FIRST_NODE_ID,
+    };
+    DataDir::open(&config.data_dir, &claim, bootstrap)
+}
+
+/// The replica of an open data directory.
+pub(crate) async fn start_replica(
+    config: &Config,
+    data_dir: &DataDir,
+    metrics: &Metrics,
+) -> Result<(Replica, Running), StartError> {
+    let identity = data_dir.identity();
+    let options = start::Options {
+        node_id: identity.node_id,
+        group_uuid: identity.group_uuid,
+        broker_group: config.broker_group.clone(),
+        node_name: config.node.clone(),
+        hint_path: data_dir.root().join(HINT_FILE),
+        checkpoint_interval_bytes: config.checkpoint_bytes.min(config.segment_bytes),
+        limits: Limits { topics_max: config.topics_max, groups_max: config.groups_max },
+        in_flight_bytes_max: config.in_flight_bytes_max,
+        clock_step_max: config.clock_step_max,
+        heartbeat_interval: config.heartbeat_interval,
+        election_timeout_min: config.election_timeout_min,
+        election_timeout_max: config.election_timeout_max,
+    };
+    let opened = Checkpointer::open(
+        Arc::new(RealDisk),
+        &data_dir.checkpoint_dir(),
+        &data_dir.index_dir(),
+        identity.group_uuid,
+    )?;
+    let log_metrics = LogMetrics::default();
+    register(&log_metrics, metrics);
+    let log_options = LogOptions {
+        segment_bytes: config.segment_bytes,
+        prepared_bytes: config.prepared_bytes,
+        quarantine_bytes_max: config.quarantine_bytes_max,
+        metrics: log_metrics,
+        ..LogOptions::new(identity.group_uuid)
+    };
+    let log_dir = data_dir.log_dir();
+    let open_log = move |mark| {
+        let (log, report) = Log::open(&log_dir, log_options, mark)?;
+        tracing::info!(?report, last = ?log.last(), "opened the log");
+        Ok(log)
+    };
+    Ok(start::start(options, opened, open_log).await?)
+}
+
+fn register(log: &LogMetrics, metrics: &Metrics) {
+    let registry = &mut *metrics.registry.write();
+    let histograms = [
+        ("drumlin_append_duration_seconds", "From append to its sync", &log.append_seconds),
+        ("drumlin_fsync_duration_seconds", "Time of syncs", &log.fsync_seconds),
+        ("drumlin_fsync_bytes", "Bytes of one sync", &log.fsync_bytes),
+        ("drumlin_group_commit_waiters", "Appends of one sync", &log.group_commit_waiters),
+    ];
+    for (name, help, histogram) in histograms {
+        registry.register(name, help, histogram.clone());
+    }
+    let tail = log.tail_bytes.clone();
+    registry.register("drumlin_log_tail_bytes", "Bytes that the disk does not hold yet", tail);
+    let quarantined = log.quarantined_entries.clone();
+    registry.register("drumlin_quarantined_entries", "Entries cut off", quarantined);
+}
+
+/// What nameservers are told of this broker.
+fn hello(context: &Context, listeners: &[Bound]) -> Hello {
+    let config = &context.config;
+    let listener = |bound: &Bound| Listener {
+        name: bound.name.clone(),
+        advertised: Some(bound.advertised.clone()),
+    };
+    Hello {
+        cluster: config.cluster.clone(),
+        broker_group: config.broker_group.to_string(),
+        group_uuid: context.identity.group_uuid.to_string(),
+        node: config.node.clone(),
+        listeners: listeners.iter().map(listener).collect(),
+        catalog: config.broker_group == config.catalog_group,
+    }
+}
+
+/// Answers calls on one listener until `stop`, then those in flight.
+async fn serve_listener(
+    context: Arc<Context>,
+    edge: Arc<Edge>,
+    bound: Bound,
+    streams: TaskTracker,
+    stop: CancellationToken,
+) {
+    let Bound { name, listener, address, advertised } = bound;
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    // Runs are large: with the default windows and frames one connection gets a third of this.
+    let served = Server::builder()
+        .initial_stream_window_size(8 << 20)
+        .initial_connection_window_size(16 << 20)
+        .max_frame_size(1 << 20)
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .add_service(edge.messaging(advertised.clone()))
+        .add_service(edge.admin())
+        .add_service(NativeService::server(Arc::clone(&context), streams.clone(), stop.clone()))
+        .add_service(AdminService::server(Arc::clone(&context)))
+        .add_service(RoutesService::server(context, advertised, streams, stop.clone()))
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+        .await;
+    match served {
+        Ok(()) => tracing::info!(listener = name, %address, "stopped listening"),
+        Err(error) => tracing::error!(listener = name, %address, %error, "a listener failed"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

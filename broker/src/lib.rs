@@ -18,3 +18,4 @@ pub mod registration;
 pub mod replica;
 pub mod retention;
 pub mod service;
+mod upkeep;

@@ -300,7 +300,7 @@ impl Metrics {
     /// [`Metrics::refused`] for what the replica said; nothing where apply decided.
     pub fn propose_refused(&self, error: &ProposeError) {
         match error {
-            ProposeError::Refused(_) => {}
+            ProposeError::Refused(_) | ProposeError::OutOfOrder => {}
             ProposeError::Busy { .. } => self.refused(Reason::InFlightBytes),
             ProposeError::DiskFull(_) => self.refused(Reason::DiskFull),
             ProposeError::NotLeader { .. } => self.refused(Reason::NotLeader),

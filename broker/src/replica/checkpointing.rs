@@ -2,16 +2,21 @@
 //! their own, and only once everything they hold is durable in the log.
 
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
-use super::membership;
+use super::checkpoint::{CheckpointMeta, Checkpointer};
+use super::membership::{self, MembershipBytesError};
+use super::published::Published;
 use super::raft_types::{StoredMembership, log_id};
 use super::state::State;
-use crate::log::DurableEnd;
+use crate::log::Log;
 use crate::position::{EntryId, EntryIndex, LogOffset};
+use crate::queue::index;
 
 /// Everything at one applied index, shared with the tables that go on changing.
 #[derive(Debug)]
@@ -23,6 +28,7 @@ pub(crate) struct Capture {
     /// Encoded; see [`membership`].
     pub(crate) membership: Bytes,
     pub(crate) state: State,
+    pub(crate) index: index::Capture,
 }
 
 /// A checkpoint that is durable.
@@ -32,35 +38,42 @@ pub(crate) struct KeptCheckpoint {
     pub(crate) membership: StoredMembership,
 }
 
-/// The two newest durable checkpoints.
+/// What is known of the durable checkpoints.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Kept {
     pub(crate) newest: Option<KeptCheckpoint>,
-    pub(crate) older: Option<EntryId>,
+    /// What the older of both has applied: nothing behind it may be forgotten.
+    pub(crate) limit: Option<EntryIndex>,
 }
 
 /// What others see of the checkpoints; clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Checkpoints {
     kept: watch::Receiver<Kept>,
+    /// One capture at a time.
+    room: Arc<Semaphore>,
 }
 
 impl Checkpoints {
-    /// Behind the last entry that both checkpoints hold; nothing from there on may be forgotten.
-    pub(crate) fn covered_end(&self) -> EntryIndex {
-        self.kept.borrow().older.map_or(EntryIndex::ZERO, |id| id.index.next())
+    pub(crate) fn limit(&self) -> Option<EntryIndex> {
+        self.kept.borrow().limit
     }
 
     pub(crate) fn changes(&self) -> watch::Receiver<Kept> {
         self.kept.clone()
+    }
+
+    /// Waits until nobody else has a capture.
+    pub(crate) async fn room(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.room).acquire_owned().await.ok()
     }
 }
 
 /// The state machine's end.
 #[derive(Debug)]
 pub(crate) struct CheckpointHandle {
-    captures: mpsc::Sender<Request>,
-    kept: watch::Receiver<Kept>,
+    requests: mpsc::Sender<Request>,
+    checkpoints: Checkpoints,
     interval_bytes: u64,
     /// Where the last capture was taken.
     last: LogOffset,
@@ -69,103 +82,122 @@ pub(crate) struct CheckpointHandle {
 #[derive(Debug)]
 struct Request {
     capture: Capture,
-    /// Told once it is durable, or not told at all.
-    written: Option<oneshot::Sender<()>>,
+    /// Told once it is durable; dropped if it cannot be written.
+    written: oneshot::Sender<()>,
+    room: OwnedSemaphorePermit,
 }
 
 impl CheckpointHandle {
-    /// Whether so much was applied since the last one that another should be taken.
-    pub(crate) fn is_due(&self, end: LogOffset) -> bool {
-        end.bytes_since(self.last).is_some_and(|bytes| bytes >= self.interval_bytes)
-    }
-
-    /// False while the capture before still waits to be written.
-    pub(crate) fn has_room(&self) -> bool {
-        self.captures.capacity() > 0
-    }
-
-    /// Hands a capture to the checkpointer, if it has room.
-    pub(crate) fn offer(&mut self, capture: Capture) {
-        let end = capture.end;
-        if self.captures.try_send(Request { capture, written: None }).is_ok() {
-            self.last = end;
+    /// Room for a capture, if one should be taken at `end`.
+    pub(crate) fn due(&self, end: LogOffset) -> Option<OwnedSemaphorePermit> {
+        let bytes = end.bytes_since(self.last)?;
+        if bytes < self.interval_bytes {
+            return None;
         }
+        Arc::clone(&self.checkpoints.room).try_acquire_owned().ok()
     }
 
-    /// Takes a capture whatever waits; answers once it is durable.
-    pub(crate) fn demand(&mut self, capture: Capture) -> oneshot::Receiver<()> {
+    /// Hands a capture over to be written; the answer comes once it is durable.
+    pub(crate) fn write(
+        &mut self,
+        capture: Capture,
+        room: OwnedSemaphorePermit,
+    ) -> oneshot::Receiver<()> {
         let (written, answer) = oneshot::channel();
         self.last = capture.end;
-        let captures = self.captures.clone();
-        let request = Request { capture, written: Some(written) };
-        tokio::spawn(async move { captures.send(request).await.ok() });
+        // The permit keeps the queue empty; it is closed only once the writing task has ended.
+        self.requests.try_send(Request { capture, written, room }).ok();
         answer
     }
 
     pub(crate) fn newest(&self) -> Option<KeptCheckpoint> {
-        self.kept.borrow().newest.clone()
+        self.checkpoints.kept.borrow().newest.clone()
     }
 }
 
-/// Writes one checkpoint durably; blocks.
-pub(crate) type WriteCheckpoint = Box<dyn FnMut(&Capture) -> io::Result<()> + Send>;
+/// What writes checkpoints.
+#[derive(Debug)]
+pub(crate) struct Writing {
+    pub(crate) checkpointer: Checkpointer,
+    pub(crate) group_uuid: Uuid,
+    pub(crate) log: Log,
+    pub(crate) published: Arc<Published>,
+}
 
 /// Starts the task that writes captures in order; it ends with the state machine.
 pub(crate) fn start(
-    kept: Kept,
+    newest: Option<KeptCheckpoint>,
     interval_bytes: u64,
     last: LogOffset,
-    durable: watch::Receiver<DurableEnd>,
-    write: WriteCheckpoint,
+    writing: Writing,
 ) -> (CheckpointHandle, Checkpoints, JoinHandle<()>) {
-    let (captures, requests) = mpsc::channel(1);
-    let (kept, seen) = watch::channel(kept);
-    let handle = CheckpointHandle { captures, kept: seen.clone(), interval_bytes, last };
-    let writing = tokio::spawn(write_all(requests, durable, write, kept));
-    (handle, Checkpoints { kept: seen }, writing)
+    let (requests, waiting) = mpsc::channel(1);
+    let (kept, seen) = watch::channel(Kept { newest, limit: writing.limit() });
+    let checkpoints = Checkpoints { kept: seen, room: Arc::new(Semaphore::new(1)) };
+    let handle =
+        CheckpointHandle { requests, checkpoints: checkpoints.clone(), interval_bytes, last };
+    (handle, checkpoints, tokio::spawn(writing.run(waiting, kept)))
 }
 
-async fn write_all(
-    mut requests: mpsc::Receiver<Request>,
-    mut durable: watch::Receiver<DurableEnd>,
-    mut write: WriteCheckpoint,
-    kept: watch::Sender<Kept>,
-) {
-    while let Some(Request { capture, written }) = requests.recv().await {
-        let applied = capture.applied;
-        if kept.borrow().newest.as_ref().is_some_and(|newest| newest.applied >= applied) {
-            written.map(|written| written.send(()));
-            continue;
-        }
-        if durable.wait_for(|durable| durable.index > applied.index).await.is_err() {
-            break;
-        }
-        let writing = tokio::task::spawn_blocking(move || {
-            let result = write(&capture);
-            (result, capture, write)
-        });
-        let Ok((result, capture, returned)) = writing.await else {
-            tracing::error!("the checkpointer has panicked; no more checkpoints are written");
-            break;
-        };
-        write = returned;
-        match result {
-            Ok(()) => {
-                publish(&kept, &capture);
-                written.map(|written| written.send(()));
+impl Writing {
+    fn limit(&self) -> Option<EntryIndex> {
+        self.checkpointer.forget_limit().map(|mark| mark.applied.index)
+    }
+
+    async fn run(mut self, mut requests: mpsc::Receiver<Request>, kept: watch::Sender<Kept>) {
+        let mut durable = self.log.durable_end();
+        while let Some(Request { capture, written, room }) = requests.recv().await {
+            let applied = capture.applied;
+            if kept.borrow().newest.as_ref().is_some_and(|newest| newest.applied >= applied) {
+                written.send(()).ok();
+                continue;
             }
-            Err(error) => tracing::error!(%applied, %error, "a checkpoint cannot be written"),
+            let covered = durable.wait_for(|durable| durable.index > applied.index).await;
+            let Ok(durable_end) = covered.map(|durable| durable.index) else { break };
+            let work = move || {
+                let newest = self.write(capture, durable_end);
+                (self, newest)
+            };
+            let Ok((writing, newest)) = tokio::task::spawn_blocking(work).await else {
+                tracing::error!("the checkpointer has panicked; no more checkpoints are written");
+                break;
+            };
+            self = writing;
+            match newest {
+                Ok(newest) => {
+                    kept.send_replace(Kept { newest: Some(newest), limit: self.limit() });
+                    written.send(()).ok();
+                }
+                Err(error) => tracing::error!(%applied, %error, "a checkpoint was not written"),
+            }
+            drop(room);
         }
+    }
+
+    fn write(&mut self, capture: Capture, durable_end: EntryIndex) -> io::Result<KeptCheckpoint> {
+        let meta = CheckpointMeta {
+            group_uuid: self.group_uuid,
+            applied: capture.applied,
+            end: capture.end,
+            gate: capture.state.gate(),
+            trimmed: capture.state.trimmed(),
+            purged: self.log.purged(),
+            membership_at: capture.membership_at,
+            membership: capture.membership.to_vec(),
+        };
+        let newest = kept(&meta).map_err(io::Error::other)?;
+        let state = capture.state.encode().map_err(io::Error::other)?;
+        let written = self.checkpointer.write(&capture.index, &meta, &state, durable_end)?;
+        drop(capture);
+        self.published.applying.write().index.settle(written);
+        tracing::info!(applied = %meta.applied, bytes = state.len(), "wrote a checkpoint");
+        Ok(newest)
     }
 }
 
-fn publish(kept: &watch::Sender<Kept>, capture: &Capture) {
-    let membership = match membership::decode(&capture.membership) {
-        Ok(membership) => StoredMembership::new(capture.membership_at.map(log_id), membership),
-        Err(error) => unreachable!("a membership just encoded cannot be read: {error}"),
-    };
-    kept.send_modify(|kept| {
-        kept.older = kept.newest.as_ref().map(|newest| newest.applied);
-        kept.newest = Some(KeptCheckpoint { applied: capture.applied, membership });
-    });
+/// What Raft needs to know of a checkpoint.
+pub(crate) fn kept(meta: &CheckpointMeta) -> Result<KeptCheckpoint, MembershipBytesError> {
+    let members = membership::decode(&meta.membership)?;
+    let membership = StoredMembership::new(meta.membership_at.map(log_id), members);
+    Ok(KeptCheckpoint { applied: meta.applied, membership })
 }

@@ -30,12 +30,14 @@ mod network;
 mod proposer;
 mod published;
 mod raft_types;
+mod restore;
 mod state_machine;
 mod status;
 mod trimming;
 
 use checkpointing::Checkpoints;
 use clock_source::ClockSource;
+pub use proposer::Chain;
 use proposer::{ProposerHandle, RunsRefused};
 use published::Published;
 use raft_types::{Raft, entry_id};
@@ -72,6 +74,9 @@ pub enum ProposeError {
     /// Not proposed: its deadline passed while it waited.
     #[error("the deadline passed before it was proposed")]
     Expired,
+    /// Not proposed: an earlier item of its chain was not.
+    #[error("an earlier run of this queue was not stored")]
+    OutOfOrder,
     /// It may or may not have been stored.
     #[error("leadership was lost before the outcome was known")]
     UnknownOutcome,
@@ -144,7 +149,22 @@ impl Replica {
         item: Item,
         deadline: Option<Instant>,
     ) -> impl Future<Output = Result<Applied, ProposeError>> + Send + use<> {
-        self.shared.proposer.propose(item, deadline)
+        self.shared.proposer.propose(item, deadline, None)
+    }
+
+    /// As [`Replica::propose`], but not once an earlier item of the chain was refused.
+    pub fn propose_in_order(
+        &self,
+        item: Item,
+        deadline: Option<Instant>,
+        chain: &Chain,
+    ) -> impl Future<Output = Result<Applied, ProposeError>> + Send + use<> {
+        self.shared.proposer.propose(item, deadline, Some(chain))
+    }
+
+    /// Rises with every change of the catalog, once that is readable.
+    pub fn catalog_version(&self) -> watch::Receiver<u64> {
+        self.shared.published.catalog_version()
     }
 
     /// The applied state, for short reads: holding it delays apply. Never across an await.
@@ -276,9 +296,10 @@ impl Replica {
 
     /// Takes a checkpoint of what is applied now; returns once it is durable.
     pub async fn checkpoint(&self) -> Result<(), ProposeError> {
-        let stopped = || ProposeError::Stopped("the state machine has ended".into());
+        let stopped = || ProposeError::Stopped("no checkpoint can be written".into());
+        let room = self.shared.checkpoints.room().await.ok_or_else(stopped)?;
         let taken = self.shared.raft.with_state_machine(|machine| {
-            let written = machine.demand_checkpoint();
+            let written = machine.checkpoint(room);
             Box::pin(std::future::ready(written))
         });
         match taken.await.map_err(|_| stopped())? {
@@ -287,9 +308,9 @@ impl Replica {
         }
     }
 
-    /// Up to where this node's retention may go: what the older of its two checkpoints covers.
-    pub fn trim_limit(&self) -> EntryIndex {
-        self.shared.checkpoints.covered_end()
+    /// What the older of this node's checkpoints has applied: trims may go up to it.
+    pub fn trim_limit(&self) -> Option<EntryIndex> {
+        self.shared.checkpoints.limit()
     }
 
     pub fn log(&self) -> &Log {

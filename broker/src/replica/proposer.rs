@@ -6,6 +6,8 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -61,7 +63,61 @@ pub(crate) struct ProposerHandle {
 struct Waiting {
     item: Item,
     deadline: Option<Instant>,
+    link: Option<Link>,
     reply: Reply,
+}
+
+/// Items of which none is proposed once an earlier one was not: keeps the order of a queue over
+/// retries. Whoever goes on after a failure takes a new chain.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    links: Arc<AtomicU64>,
+    /// Number of the first link that was not proposed.
+    broken_at: Arc<AtomicU64>,
+}
+
+impl Default for Chain {
+    fn default() -> Self {
+        Self { links: Arc::default(), broken_at: Arc::new(AtomicU64::new(u64::MAX)) }
+    }
+}
+
+impl Chain {
+    fn next_link(&self) -> Link {
+        Link { number: self.links.fetch_add(1, Relaxed), broken_at: Arc::clone(&self.broken_at) }
+    }
+
+    /// Breaks it for whatever is proposed from now on.
+    pub fn break_here(&self) {
+        self.next_link().break_chain();
+    }
+}
+
+/// One item's place in its chain.
+#[derive(Debug)]
+struct Link {
+    number: u64,
+    broken_at: Arc<AtomicU64>,
+}
+
+impl Link {
+    fn break_chain(&self) {
+        self.broken_at.fetch_min(self.number, Relaxed);
+    }
+
+    fn follows_a_break(&self) -> bool {
+        self.broken_at.load(Relaxed) < self.number
+    }
+}
+
+impl Waiting {
+    /// Answers an item that was not proposed.
+    fn refuse(self, error: ProposeError) {
+        if let Some(link) = &self.link {
+            link.break_chain();
+        }
+        self.reply.send(Err(error));
+    }
 }
 
 /// The way back to one proposer; its bytes count as in flight until it is used.
@@ -84,8 +140,19 @@ impl ProposerHandle {
         &self,
         item: Item,
         deadline: Option<Instant>,
+        chain: Option<&Chain>,
     ) -> impl Future<Output = Result<Applied, ProposeError>> + Send + use<> {
-        let queued = self.queue(item, deadline);
+        let link = chain.map(Chain::next_link);
+        let queued = self.reserve(&item).and_then(|in_flight| {
+            let (sender, answer) = oneshot::channel();
+            let reply = Reply { sender, _in_flight: in_flight };
+            let waiting = Waiting { item, deadline, link, reply };
+            let stopped = || ProposeError::Stopped("the proposer has ended".into());
+            self.queue.send(waiting).map(|()| answer).map_err(|_| stopped())
+        });
+        if let (Err(_), Some(chain)) = (&queued, chain) {
+            chain.break_here();
+        }
         async move {
             match queued {
                 Ok(answer) => answer.await.unwrap_or(Err(ProposeError::UnknownOutcome)),
@@ -94,30 +161,18 @@ impl ProposerHandle {
         }
     }
 
-    fn queue(
-        &self,
-        item: Item,
-        deadline: Option<Instant>,
-    ) -> Result<oneshot::Receiver<Result<Applied, ProposeError>>, ProposeError> {
+    /// Takes the bytes of an item, or says why it cannot wait.
+    fn reserve(&self, item: &Item) -> Result<OwnedSemaphorePermit, ProposeError> {
         if matches!(item, Item::Run { .. })
             && let Some(reason) = self.refused.borrow().as_deref()
         {
             return Err(ProposeError::DiskFull(reason.to_owned()));
         }
-        let cost = u32::try_from(item_bytes(&item) + ITEM_OVERHEAD_BYTES).unwrap_or(u32::MAX);
-        let in_flight = Arc::clone(&self.permits).try_acquire_many_owned(cost).map_err(|_| {
-            let free = u64::try_from(self.permits.available_permits()).unwrap_or(u64::MAX);
-            ProposeError::Busy {
-                waiting_bytes: self.bytes_max.saturating_sub(free),
-                bytes_max: self.bytes_max,
-            }
-        })?;
-        let (sender, answer) = oneshot::channel();
-        let reply = Reply { sender, _in_flight: in_flight };
-        self.queue
-            .send(Waiting { item, deadline, reply })
-            .map_err(|_| ProposeError::Stopped("the proposer has ended".into()))?;
-        Ok(answer)
+        let cost = u32::try_from(item_bytes(item) + ITEM_OVERHEAD_BYTES).unwrap_or(u32::MAX);
+        Arc::clone(&self.permits).try_acquire_many_owned(cost).map_err(|_| ProposeError::Busy {
+            waiting_bytes: self.in_flight_bytes(),
+            bytes_max: self.bytes_max,
+        })
     }
 
     /// Takes no more; what waits is answered with "stopped", what is under way with its outcome.
@@ -209,7 +264,7 @@ impl Proposer {
         };
         self.waiting.close();
         while let Some(waiting) = self.held.take().or_else(|| self.waiting.try_recv().ok()) {
-            waiting.reply.send(Err(ProposeError::Stopped(reason.into())));
+            waiting.refuse(ProposeError::Stopped(reason.into()));
         }
     }
 
@@ -241,7 +296,7 @@ impl Proposer {
     async fn propose(&mut self, items: Vec<Waiting>, window: OwnedSemaphorePermit) -> bool {
         if let Err(leader) = self.wait_until_serving().await {
             for waiting in items {
-                waiting.reply.send(Err(ProposeError::NotLeader { leader }));
+                waiting.refuse(ProposeError::NotLeader { leader });
             }
             return true;
         }
@@ -280,14 +335,17 @@ impl Proposer {
     }
 }
 
-/// Answers those whose deadline has passed, and runs while they are refused; returns the others.
+/// Answers those whose deadline has passed or whose chain is broken, and runs while they are
+/// refused; returns the others.
 fn admit(items: Vec<Waiting>, now: Instant, refused: Option<&str>) -> Vec<Waiting> {
     let mut admitted = Vec::with_capacity(items.len());
     for waiting in items {
-        if waiting.deadline.is_some_and(|deadline| deadline <= now) {
-            waiting.reply.send(Err(ProposeError::Expired));
+        if waiting.link.as_ref().is_some_and(Link::follows_a_break) {
+            waiting.refuse(ProposeError::OutOfOrder);
+        } else if waiting.deadline.is_some_and(|deadline| deadline <= now) {
+            waiting.refuse(ProposeError::Expired);
         } else if let (Some(reason), Item::Run { .. }) = (refused, &waiting.item) {
-            waiting.reply.send(Err(ProposeError::DiskFull(reason.to_owned())));
+            waiting.refuse(ProposeError::DiskFull(reason.to_owned()));
         } else {
             admitted.push(waiting);
         }

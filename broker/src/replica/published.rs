@@ -34,6 +34,7 @@ pub(crate) struct Published {
     applied: watch::Sender<AppliedEnd>,
     durable: watch::Receiver<DurableEnd>,
     readable: watch::Sender<ReadableEnd>,
+    catalog_version: watch::Sender<u64>,
     waking: Mutex<Waking>,
 }
 
@@ -55,6 +56,7 @@ impl Published {
             applied: watch::Sender::new(applied),
             durable,
             readable: watch::Sender::new(ReadableEnd::default()),
+            catalog_version: watch::Sender::new(0),
             waking: Mutex::default(),
         };
         published.publish();
@@ -74,6 +76,10 @@ impl Published {
         self.readable.subscribe()
     }
 
+    pub(crate) fn catalog_version(&self) -> watch::Receiver<u64> {
+        self.catalog_version.subscribe()
+    }
+
     /// The state machine has applied everything up to `applied`; `touched` changed with it.
     pub(crate) fn advance(&self, applied: AppliedEnd, touched: BTreeSet<TopicId>) {
         let end = applied.readable();
@@ -88,7 +94,8 @@ impl Published {
     pub(crate) fn publish(&self) {
         let durable = *self.durable.borrow();
         let durable = ReadableEnd { index: durable.index, position: durable.position };
-        let end = durable.min(self.applied.borrow().readable());
+        let applied = self.applied.borrow().readable();
+        let end = durable.min(applied);
         self.readable.send_if_modified(|readable| {
             let rises = end > *readable;
             if rises {
@@ -96,12 +103,19 @@ impl Published {
             }
             rises
         });
+        if end == applied {
+            let version = self.applying.read().state.catalog().version();
+            self.catalog_version
+                .send_if_modified(|seen| std::mem::replace(seen, version) != version);
+        }
         let mut waking = self.waking.lock();
         while waking.due.front().is_some_and(|(index, _)| *index <= end.index) {
             let Some((_, touched)) = waking.due.pop_front() else { break };
             for topic in touched {
-                if let Some(waiters) = waking.waiters.get(&topic) {
-                    waiters.notify_waiters();
+                let Some(waiters) = waking.waiters.get(&topic) else { continue };
+                waiters.notify_waiters();
+                if Arc::strong_count(waiters) == 1 {
+                    waking.waiters.remove(&topic);
                 }
             }
         }
@@ -115,15 +129,8 @@ impl Published {
         }
     }
 
+    /// Who waits for a topic; forgotten with the topic once nobody does.
     pub(crate) fn waiters(&self, topic: TopicId) -> Arc<Notify> {
         Arc::clone(self.waking.lock().waiters.entry(topic).or_default())
-    }
-
-    /// Forgets waiters of topics that nobody waits for any more.
-    pub(crate) fn forget_waiters(&self, exists: impl Fn(TopicId) -> bool) {
-        self.waking
-            .lock()
-            .waiters
-            .retain(|topic, waiters| exists(*topic) || Arc::strong_count(waiters) > 1);
     }
 }

@@ -6,31 +6,37 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use drumlin_proto::ids::BrokerGroupName;
 use openraft::{SnapshotPolicy, StepDownPolicy};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use super::checkpointing::{self, Kept, WriteCheckpoint};
+use super::checkpoint::Opened;
+use super::checkpointing;
 use super::clock_source::ClockSource;
 use super::log_store::LogStore;
 use super::membership::{BrokerNode, Role};
 use super::network::Links;
 use super::proposer::{self, ProposerParts};
 use super::published::{AppliedEnd, Published};
-use super::raft_types::{Raft, StoredMembership};
-use super::state::{Limits, TrimPoint};
+use super::raft_types::Raft;
+use super::restore::{RestoreError, Restored, restore};
+use super::state::Limits;
 use super::state_machine::StateMachine;
 use super::status::{self, StatusSenders};
 use super::trimming::Trimming;
-use super::{Applying, RaftStatus, Replica, Shared};
-use crate::log::Log;
+use super::{RaftStatus, Replica, Shared};
+use crate::log::{CheckpointMark, Log, OpenError};
 
 /// What a replica is started with.
 #[derive(Debug)]
 pub struct Options {
     /// Issued at bootstrap, kept with the data directory.
     pub node_id: u64,
+    pub group_uuid: Uuid,
+    pub broker_group: BrokerGroupName,
     /// Unique within the cluster.
     pub node_name: String,
     /// File of the committed index, a hint.
@@ -45,20 +51,12 @@ pub struct Options {
     pub election_timeout_max: Duration,
 }
 
-/// Where apply goes on: what the newest checkpoint held, or nothing.
-pub(crate) struct Restored {
-    pub(crate) applying: Applying,
-    pub(crate) applied: AppliedEnd,
-    pub(crate) membership: StoredMembership,
-    pub(crate) trimmed: TrimPoint,
-    pub(crate) kept: Kept,
-    pub(crate) write: WriteCheckpoint,
-}
-
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("replica I/O failed")]
     Io(#[from] io::Error),
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     #[error("raft cannot start: {0}")]
     Raft(String),
 }
@@ -74,22 +72,34 @@ pub struct Running {
     failed: watch::Receiver<Option<String>>,
 }
 
-/// Starts a replica over an open log. A directory without a vote and entries becomes a group of
-/// one voter: this node.
-pub(crate) async fn start(
+/// Starts a replica on what was found in its data directory. A log without a vote and entries
+/// becomes a group of one voter: this node.
+///
+/// `open_log` blocks while it recovers.
+pub async fn start(
     options: Options,
-    log: Log,
-    restored: Restored,
+    opened: Opened,
+    open_log: impl FnOnce(Option<CheckpointMark>) -> Result<Log, OpenError> + Send + 'static,
 ) -> Result<(Replica, Running), StartError> {
+    let broker_group = options.broker_group.clone();
+    let restoring = move || restore(opened, open_log, &broker_group);
+    let restored = tokio::task::spawn_blocking(restoring).await.map_err(io::Error::other)??;
+    let Restored { log, applying, newest, checkpointer } = restored;
     let durable = log.durable_end();
-    let Restored { applying, applied, membership, trimmed, kept, write } = restored;
-    let published = Arc::new(Published::new(applying, applied, durable.clone()));
+    let applied = AppliedEnd { id: applying.state.applied(), position: applying.state.end() };
+    let trimmed = applying.state.trimmed();
+    let membership = newest.as_ref().map(|newest| newest.membership.clone()).unwrap_or_default();
+    let published = Arc::new(Published::new(applying, applied, durable));
     let (handle, checkpoints, checkpointing) = checkpointing::start(
-        kept,
+        newest,
         options.checkpoint_interval_bytes,
         applied.position,
-        durable,
-        write,
+        checkpointing::Writing {
+            checkpointer,
+            group_uuid: options.group_uuid,
+            log: log.clone(),
+            published: Arc::clone(&published),
+        },
     );
     let (trim_sender, trimmed) = watch::channel(trimmed);
     let machine =

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use super::Applying;
 use super::checkpointing::{Capture, CheckpointHandle};
@@ -77,10 +77,8 @@ impl StateMachine {
                 "messages were trimmed before they were acknowledged"
             );
         }
-        if self.checkpoints.is_due(end) && self.checkpoints.has_room() {
-            if let Some(capture) = self.capture() {
-                self.checkpoints.offer(capture);
-            }
+        if let Some(room) = self.checkpoints.due(end) {
+            drop(self.checkpoint(room));
         }
         Ok(Outcomes(effects.outcomes))
     }
@@ -94,13 +92,17 @@ impl StateMachine {
             membership_at: self.membership.log_id().as_ref().map(entry_id),
             membership: membership::encode(self.membership.membership()),
             state: applying.state.clone(),
+            index: applying.index.capture(),
         })
     }
 
-    /// Takes a checkpoint out of turn; the answer comes once it is durable.
-    pub(crate) fn demand_checkpoint(&mut self) -> Option<oneshot::Receiver<()>> {
+    /// Hands a capture of now to the checkpointer; the answer comes once it is durable.
+    pub(crate) fn checkpoint(
+        &mut self,
+        room: OwnedSemaphorePermit,
+    ) -> Option<oneshot::Receiver<()>> {
         let capture = self.capture()?;
-        Some(self.checkpoints.demand(capture))
+        Some(self.checkpoints.write(capture, room))
     }
 
     fn snapshot(&self) -> Option<Snapshot> {

@@ -29,9 +29,8 @@ impl Trimming {
         let mut done = EntryIndex::ZERO;
         loop {
             let below = self.trimmed.borrow_and_update().below;
-            let covered_end = self.checkpoints.covered_end();
-            kept.mark_unchanged();
-            if below > done && below <= covered_end {
+            let limit = kept.borrow_and_update().limit;
+            if below > done && limit.is_some_and(|limit| below <= limit) {
                 if !self.forget(below).await {
                     break;
                 }

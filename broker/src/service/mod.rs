@@ -1,5 +1,8 @@
 //! The edges: wire to valid values and back. They hold no second copy of what the state knows.
 
+pub mod admin;
 pub mod clients;
 pub mod http;
+pub mod native;
 pub mod rocketmq;
+pub mod routes;

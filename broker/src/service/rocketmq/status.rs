@@ -59,7 +59,9 @@ impl From<ProposeError> for Fault {
         let code = match &error {
             ProposeError::Refused(refusal) => return refusal.clone().into(),
             ProposeError::Busy { .. } | ProposeError::DiskFull(_) => Code::TooManyRequests,
-            ProposeError::NotLeader { .. } | ProposeError::UnknownOutcome => Code::HaNotAvailable,
+            ProposeError::NotLeader { .. }
+            | ProposeError::UnknownOutcome
+            | ProposeError::OutOfOrder => Code::HaNotAvailable,
             ProposeError::Expired => Code::ProxyTimeout,
             ProposeError::Stopped(_) => Code::InternalServerError,
         };

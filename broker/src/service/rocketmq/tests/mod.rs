@@ -11,13 +11,10 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Server};
 
 use super::*;
+use crate::broker::{open_data_dir, start_replica};
 use crate::config::Config;
-use crate::log::{Log, LogOptions};
 use crate::metrics::Metrics;
-use crate::queue::index::Index;
-use crate::replica::Applying;
-use crate::replica::start::{self, Options, Restored, Running};
-use crate::replica::state::{Limits, State};
+use crate::replica::start::Running;
 
 mod hostile;
 mod receiving;
@@ -51,9 +48,11 @@ impl Fixture {
         config.prepared_bytes = 1 << 20;
         config.invisible_min = Duration::from_millis(10);
         change(&mut config);
-        let (replica, running) = replica(&config).await;
         let metrics = Arc::new(Metrics::default());
-        let context = Arc::new(Context { config, replica, metrics });
+        let data_dir = open_data_dir(&config).unwrap();
+        let (replica, running) = start_replica(&config, &data_dir, &metrics).await.unwrap();
+        let identity = data_dir.identity().clone();
+        let context = Arc::new(Context { config, identity, replica, metrics });
         let stop = CancellationToken::new();
         let edge = Edge::start(context, stop.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -144,36 +143,6 @@ impl Fixture {
         };
         self.client.clone().change_invisible_duration(call(request)).await.unwrap().into_inner()
     }
-}
-
-async fn replica(config: &Config) -> (Replica, Running) {
-    let mut log = LogOptions::new(uuid::Uuid::from_u128(1));
-    log.segment_bytes = config.segment_bytes;
-    log.prepared_bytes = config.prepared_bytes;
-    log.reserve_bytes = 1 << 20;
-    let (log, _) = Log::open(&config.data_dir.join("log"), log, None).unwrap();
-    let options = Options {
-        node_id: 1,
-        node_name: config.node.clone(),
-        hint_path: config.data_dir.join("committed"),
-        checkpoint_interval_bytes: config.checkpoint_bytes,
-        limits: Limits { topics_max: config.topics_max, groups_max: config.groups_max },
-        in_flight_bytes_max: config.in_flight_bytes_max,
-        clock_step_max: config.clock_step_max,
-        heartbeat_interval: config.heartbeat_interval,
-        election_timeout_min: config.election_timeout_min,
-        election_timeout_max: config.election_timeout_max,
-    };
-    let state = State::new(config.broker_group.clone());
-    let restored = Restored {
-        applying: Applying { state, index: Index::default() },
-        applied: Default::default(),
-        membership: Default::default(),
-        trimmed: Default::default(),
-        kept: Default::default(),
-        write: Box::new(|_| Ok(())),
-    };
-    start::start(options, log, restored).await.unwrap()
 }
 
 /// The frames of one ReceiveMessage call.

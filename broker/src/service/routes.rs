@@ -1,0 +1,150 @@
+//! `drumlin.v1.Routes`: where topics are, told at once and again whenever it changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use drumlin_proto::ids::{BrokerGroupName, TopicName};
+use drumlin_proto::native::routes_server::{Routes, RoutesServer};
+use drumlin_proto::native::{
+    Address, QueueRoute, TopicRoute, TopicType as WireType, WatchRoutesRequest, WatchRoutesResponse,
+};
+use futures::Stream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::native::{Fault, REQUEST_BYTES_MAX, ok};
+use crate::broker::Context;
+use crate::catalog::Topic;
+use crate::command::TopicType;
+
+/// Topics that one stream may watch.
+const WATCHED_MAX: usize = 10_000;
+/// Responses that wait for the socket.
+const WAITING_MAX: usize = 4;
+
+/// Routes as seen from one listener.
+#[derive(Clone, Debug)]
+pub struct RoutesService {
+    context: Arc<Context>,
+    /// Of the listener that the query comes in on.
+    advertised: Address,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl RoutesService {
+    /// Streams run as tasks of `tasks` and end when `stop` is cancelled.
+    pub fn server(
+        context: Arc<Context>,
+        advertised: Address,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> RoutesServer<Self> {
+        let service = Self { context, advertised, tasks, stop };
+        RoutesServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX)
+    }
+
+    fn route(&self, name: &str) -> TopicRoute {
+        let absent = || TopicRoute { topic: name.to_owned(), ..Default::default() };
+        let Ok(topic_name) = TopicName::parse(name) else { return absent() };
+        let topic = self.context.replica.view().state.catalog().topic_by_name(&topic_name).cloned();
+        topic.map_or_else(absent, |topic| self.route_of(&topic))
+    }
+
+    fn route_of(&self, topic: &Topic) -> TopicRoute {
+        let status = *self.context.replica.raft_status().borrow();
+        let own = &self.context.config.broker_group;
+        let queue_route = |(group, queue_count): &(BrokerGroupName, u16)| {
+            let leads = group == own && status.serving;
+            QueueRoute {
+                broker_group: group.to_string(),
+                queue_count: u32::from(*queue_count),
+                leader: leads.then(|| self.advertised.clone()),
+                term: if leads { status.term.get() } else { 0 },
+            }
+        };
+        TopicRoute {
+            topic: topic.name.to_string(),
+            exists: true,
+            r#type: wire_type(topic.kind).into(),
+            topic_id: topic.id.get(),
+            queues: topic.shares.iter().map(queue_route).collect(),
+        }
+    }
+}
+
+/// A topic's type on the wire.
+pub(crate) fn wire_type(kind: TopicType) -> WireType {
+    match kind {
+        TopicType::Normal => WireType::Normal,
+        TopicType::Fifo => WireType::Fifo,
+        TopicType::Mixed => WireType::Mixed,
+    }
+}
+
+#[tonic::async_trait]
+impl Routes for RoutesService {
+    type WatchRoutesStream =
+        Pin<Box<dyn Stream<Item = Result<WatchRoutesResponse, Status>> + Send>>;
+
+    async fn watch_routes(
+        &self,
+        request: Request<Streaming<WatchRoutesRequest>>,
+    ) -> Result<Response<Self::WatchRoutesStream>, Status> {
+        let (responses, receiver) = mpsc::channel(WAITING_MAX);
+        let watching = watch(self.clone(), request.into_inner(), responses);
+        self.tasks.spawn(watching);
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+async fn watch(
+    service: RoutesService,
+    mut requests: Streaming<WatchRoutesRequest>,
+    responses: mpsc::Sender<Result<WatchRoutesResponse, Status>>,
+) {
+    let mut catalog = service.context.replica.catalog_version();
+    let mut status = service.context.replica.raft_status();
+    let mut told: BTreeMap<String, TopicRoute> = BTreeMap::new();
+    let mut watched: BTreeSet<String> = BTreeSet::new();
+    loop {
+        let asked = tokio::select! {
+            () = service.stop.cancelled() => return,
+            () = responses.closed() => return,
+            message = requests.message() => match message {
+                Ok(Some(request)) => Some(request.topics),
+                Ok(None) | Err(_) => return,
+            },
+            changed = catalog.changed() => if changed.is_ok() { None } else { return },
+            changed = status.changed() => if changed.is_ok() { None } else { return },
+        };
+        if let Some(topics) = asked {
+            if topics.len() > WATCHED_MAX {
+                let fault = Fault::invalid(format!("{WATCHED_MAX} topics can be watched at most"));
+                let status = fault.status();
+                let refused = WatchRoutesResponse { status, routes: Vec::new() };
+                responses.send(Ok(refused)).await.ok();
+                return;
+            }
+            watched = topics.into_iter().collect();
+            told.clear();
+        }
+        let mut routes = Vec::new();
+        for topic in &watched {
+            let route = service.route(topic);
+            if told.get(topic) != Some(&route) {
+                told.insert(topic.clone(), route.clone());
+                routes.push(route);
+            }
+        }
+        let is_news = !routes.is_empty();
+        let response = WatchRoutesResponse { status: ok(), routes };
+        if is_news && responses.send(Ok(response)).await.is_err() {
+            return;
+        }
+    }
+}
