@@ -15,6 +15,7 @@ use tonic::metadata::{KeyAndValueRef, MetadataMap};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
+use crate::route_table::RouteTable;
 use crate::shared::Shared;
 
 /// Longest answer of a broker: a message of maximal size and its properties, with room.
@@ -226,8 +227,7 @@ where
 {
     let hold_until = call.hold_until(NO_DEADLINE_HOLD);
     loop {
-        let look =
-            |table: &crate::route_table::RouteTable| table.address(broker_group, INTERNAL_LISTENER);
+        let look = |table: &RouteTable| table.address(broker_group, INTERNAL_LISTENER);
         let Some(address) = shared.directory.wait_for(hold_until, look).await else {
             let message = format!("no process of broker group {broker_group} is there");
             return Err(Status::unavailable(message));
@@ -245,8 +245,17 @@ where
     }
 }
 
+/// Any broker group, for calls that every broker answers the same way.
+pub(crate) fn any_group(shared: &Shared) -> Result<String, Status> {
+    let first = shared.directory.read(|table| {
+        let catalog = table.catalog_group().map(str::to_owned);
+        catalog.or_else(|| table.live_groups().into_iter().next())
+    });
+    first.ok_or_else(|| Status::unavailable("no broker has registered yet"))
+}
+
 /// Where a stream that outlives single brokers begins: any live broker group, the catalog's first.
-pub(crate) fn any_address(table: &crate::route_table::RouteTable) -> Option<Address> {
+pub(crate) fn any_address(table: &RouteTable) -> Option<Address> {
     let catalog = table.catalog_group().map(str::to_owned);
     let groups = catalog.into_iter().chain(table.live_groups());
     groups.filter_map(|group| table.address(&group, INTERNAL_LISTENER)).next()

@@ -13,6 +13,7 @@ mod lookup;
 mod memory;
 mod metrics;
 pub mod nameserver;
+mod official_admin;
 mod registry;
 pub mod route_table;
 mod routes;

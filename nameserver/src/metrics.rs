@@ -8,7 +8,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct QueryLabels {
-    /// found | created | not_found | unavailable | refused
+    /// found | not_found | unavailable | refused
     pub(crate) answer: &'static str,
 }
 

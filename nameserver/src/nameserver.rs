@@ -10,6 +10,7 @@ use drumlin_proto::native::Address;
 use drumlin_proto::native::admin_server::AdminServer;
 use drumlin_proto::native::registry_server::RegistryServer;
 use drumlin_proto::native::routes_server::RoutesServer;
+use drumlin_proto::rocketmq::admin_server::AdminServer as OfficialAdminServer;
 use drumlin_proto::rocketmq::messaging_service_server::MessagingServiceServer;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -26,6 +27,7 @@ use crate::http;
 use crate::lookup::ListenerAddress;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
+use crate::official_admin::OfficialAdminService;
 use crate::registry::RegistryService;
 use crate::route_table::{Remembered, RouteTable};
 use crate::routes::RoutesService;
@@ -184,6 +186,7 @@ fn serve(
             RegistryServer::new(RegistryService { shared: Arc::clone(&shared) })
                 .max_decoding_message_size(MESSAGE_BYTES_MAX),
         )
+        .add_service(OfficialAdminServer::new(OfficialAdminService { shared: Arc::clone(&shared) }))
         .add_service(RoutesServer::new(routes))
         .add_service(AdminServer::new(AdminService { shared: Arc::clone(&shared) }));
     let incoming = TcpIncoming::from(socket).with_nodelay(Some(true));

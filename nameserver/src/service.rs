@@ -18,7 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::forward::{Call, forward, messaging};
+use crate::forward::{Call, any_group, forward, messaging};
 use crate::lookup::{ListenerAddress, LookupError, find};
 use crate::shared::Shared;
 use crate::telemetry;
@@ -57,15 +57,6 @@ macro_rules! to_group {
 }
 
 impl AccessPoint {
-    /// Any broker group, for calls that every broker answers the same way.
-    fn any_group(&self) -> Result<String, Status> {
-        let first = self.shared.directory.read(|table| {
-            let catalog = table.catalog_group().map(str::to_owned);
-            catalog.or_else(|| table.live_groups().into_iter().next())
-        });
-        first.ok_or_else(|| Status::unavailable("no broker has registered yet"))
-    }
-
     fn definition(&self, topic: Option<&mq::Resource>, call: &Call) -> Option<Arc<Topic>> {
         let name = route::name_with_namespace(topic?, call.namespace());
         self.shared.directory.read(|table| table.topic(&name))
@@ -75,7 +66,7 @@ impl AccessPoint {
     fn group_of_topic(&self, topic: Option<&mq::Resource>, call: &Call) -> Result<String, Status> {
         let definition = self.definition(topic, call);
         let share = definition.as_ref().and_then(|topic| topic.shares.first());
-        share.map_or_else(|| self.any_group(), |share| Ok(share.broker_group.clone()))
+        share.map_or_else(|| any_group(&self.shared), |share| Ok(share.broker_group.clone()))
     }
 
     fn group_of_queue(
@@ -109,7 +100,7 @@ impl AccessPoint {
         call: &Call,
     ) -> Result<String, Status> {
         let topic = message.messages.first().and_then(|message| message.topic.as_ref());
-        let Some(definition) = self.definition(topic, call) else { return self.any_group() };
+        let Some(definition) = self.definition(topic, call) else { return any_group(&self.shared) };
         let mut shares: Vec<(&str, u32)> = definition
             .shares
             .iter()
@@ -134,7 +125,7 @@ impl AccessPoint {
             }
         };
         let chosen = place.and_then(|(group, _)| shares.get(group));
-        chosen.map_or_else(|| self.any_group(), |(name, _)| Ok((*name).to_owned()))
+        chosen.map_or_else(|| any_group(&self.shared), |(name, _)| Ok((*name).to_owned()))
     }
 
     async fn route(

@@ -8,6 +8,7 @@ use drumlin_proto::rocketmq::receive_message_response::Content;
 use drumlin_proto::rocketmq::{self as mq, AddressScheme, Code};
 use drumlin_proto::route::place_of_message_group;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -444,6 +445,37 @@ async fn watched_routes_are_pushed_as_they_change() {
     let _registered = broker.register(running.address, vec![topic("orders", &[("a", 4)])]).await;
     next(&|route| led(route) && route.queues[0].queue_count == 4).await;
     assert!(orders.is_some_and(|route| route.exists && route.queues[0].term == 1));
+}
+
+async fn http_get(address: SocketAddr, path: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn health_and_metrics_are_served() {
+    let running = start(|config| config.http = Some("127.0.0.1:0".parse().unwrap())).await;
+    let http = running.nameserver.http_address().unwrap();
+    assert!(http_get(http, "/livez").await.starts_with("HTTP/1.1 200"));
+    assert!(http_get(http, "/readyz").await.starts_with("HTTP/1.1 200"));
+    let broker = FakeBroker::start("a").await;
+    let _registered = broker.register(running.address, vec![topic("orders", &[("a", 1)])]).await;
+    let mut client = connect(running.address).await;
+    query_until(&mut client, "orders", |answer| code(answer) == Some(Code::Ok)).await;
+    let metrics = http_get(http, "/metrics").await;
+    let labels = "cluster=\"drumlin\",node_type=\"nameserver\",node_id=\"nameserver-0\"";
+    for line in [
+        format!("drumlin_registered_brokers{{{labels}}} 1"),
+        format!("rocketmq_topic_number{{{labels}}} 1"),
+        format!("drumlin_route_queries_total{{{labels},answer=\"found\"}} 1"),
+        format!("process_start_time_seconds{{{labels}}}"),
+    ] {
+        assert!(metrics.contains(&line), "{line} is not in {metrics}");
+    }
 }
 
 #[tokio::test]
