@@ -131,6 +131,7 @@ impl AccessPoint {
     async fn route(
         &self,
         topic: Option<&mq::Resource>,
+        dialled: Option<&mq::Endpoints>,
         call: &Call,
         may_create: bool,
     ) -> Result<Result<drumlin_proto::native::TopicRoute, mq::Status>, Status> {
@@ -146,6 +147,10 @@ impl AccessPoint {
             Ok(name) => name,
             Err(error) => return fault(Code::IllegalTopic, format!("topic name: {error}")),
         };
+        if dialled.is_some_and(|endpoints| !route::is_usable(endpoints)) {
+            let text = "the endpoints name no usable address";
+            return fault(Code::IllegalAccessPoint, text.into());
+        }
         match find(&self.shared, &self.listener, &name, call, may_create).await {
             Ok(route) => {
                 self.shared.metrics.queried("found");
@@ -202,7 +207,10 @@ impl MessagingService for AccessPoint {
         request: Request<mq::QueryRouteRequest>,
     ) -> Answer<mq::QueryRouteResponse> {
         let (call, query) = Call::split(request);
-        let route = match self.route(query.topic.as_ref(), &call, true).await? {
+        let route = match self
+            .route(query.topic.as_ref(), query.endpoints.as_ref(), &call, true)
+            .await?
+        {
             Ok(route) => route,
             Err(fault) => {
                 let status = Some(fault);
@@ -228,10 +236,11 @@ impl MessagingService for AccessPoint {
             let status = status(Code::IllegalConsumerGroup, format!("group name: {error}"));
             return Ok(Response::new(refuse(status)));
         }
-        let route = match self.route(query.topic.as_ref(), &call, false).await? {
-            Ok(route) => route,
-            Err(fault) => return Ok(Response::new(refuse(Some(fault)))),
-        };
+        let route =
+            match self.route(query.topic.as_ref(), query.endpoints.as_ref(), &call, false).await? {
+                Ok(route) => route,
+                Err(fault) => return Ok(Response::new(refuse(Some(fault)))),
+            };
         let topic = query.topic.unwrap_or_default();
         let assignments = route::assignments(&topic, &route, false);
         let status = if assignments.is_empty() {

@@ -69,9 +69,18 @@ pub fn endpoints(address: &native::Address) -> rocketmq::Endpoints {
         Ok(IpAddr::V6(_)) => AddressScheme::IPv6,
         Err(_) => AddressScheme::DomainName,
     };
-    let port = i32::try_from(address.port).unwrap_or(0);
+    let port = i32::try_from(address.port).unwrap_or(i32::MAX);
     let address = rocketmq::Address { host: literal.to_owned(), port };
     rocketmq::Endpoints { scheme: scheme.into(), addresses: vec![address] }
+}
+
+/// Whether endpoints that a client names could be dialled.
+pub fn is_usable(endpoints: &rocketmq::Endpoints) -> bool {
+    let usable = |address: &rocketmq::Address| {
+        !address.host.trim().is_empty() && (1..=65535).contains(&address.port)
+    };
+    let scheme_known = AddressScheme::try_from(endpoints.scheme).is_ok();
+    scheme_known && !endpoints.addresses.is_empty() && endpoints.addresses.iter().all(usable)
 }
 
 /// The message types that a topic of this type takes. Only types that are built are named, because
@@ -207,6 +216,18 @@ mod tests {
             let expected = rocketmq::Address { host: told.into(), port: 8081 };
             assert_eq!(told_endpoints.addresses, [expected]);
         }
+    }
+
+    #[test]
+    fn endpoints_need_a_host_and_a_port() {
+        assert!(is_usable(&endpoints(&address("h"))));
+        assert!(!is_usable(&endpoints(&address(" "))));
+        assert!(!is_usable(&rocketmq::Endpoints::default()));
+        let mut wrong = endpoints(&address("h"));
+        wrong.scheme = 9;
+        assert!(!is_usable(&wrong));
+        let far = native::Address { port: 70_000, ..address("h") };
+        assert!(!is_usable(&endpoints(&far)), "a port beyond 16 bits");
     }
 
     #[test]

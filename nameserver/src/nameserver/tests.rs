@@ -215,6 +215,10 @@ async fn a_query_creates_the_topic_where_that_is_allowed() {
     let anonymous = mq::QueryRouteRequest { topic: resource("new"), endpoints: None };
     let answer = client.query_route(anonymous).await.unwrap().into_inner();
     assert_eq!(answer.status.unwrap().code(), Code::ClientIdRequired);
+    let endpoints = Some(mq::Endpoints::default());
+    let lost = mq::QueryRouteRequest { topic: resource("new"), endpoints };
+    let answer = client.query_route(call(lost)).await.unwrap().into_inner();
+    assert_eq!(answer.status.unwrap().code(), Code::IllegalAccessPoint);
     assert_eq!(broker.calls.created.lock().len(), count);
     drop(registered);
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use drumlin_proto::ids::{GroupName, TopicName};
 use drumlin_proto::record::{BODY_BYTES_MAX, BodyEncoding, PROPERTIES_BYTES_MAX, RecordKind};
 use drumlin_proto::rocketmq::{
-    self, Code, Digest, DigestType, Encoding, Endpoints, FilterExpression, FilterType, Message,
+    Code, Digest, DigestType, Encoding, Endpoints, FilterExpression, FilterType, Message,
     MessageType, Resource, SystemProperties,
 };
 use md5::{Digest as _, Md5};
@@ -128,11 +128,7 @@ pub(super) fn timestamp(ms: i64) -> prost_types::Timestamp {
 /// Addresses that a client says it dialled; it need not name them at all.
 pub(super) fn access_point(endpoints: Option<&Endpoints>) -> Result<(), Fault> {
     let Some(endpoints) = endpoints else { return Ok(()) };
-    let usable = |address: &rocketmq::Address| {
-        !address.host.trim().is_empty() && (1..=65535).contains(&address.port)
-    };
-    let scheme_known = rocketmq::AddressScheme::try_from(endpoints.scheme).is_ok();
-    if scheme_known && !endpoints.addresses.is_empty() && endpoints.addresses.iter().all(usable) {
+    if drumlin_proto::route::is_usable(endpoints) {
         return Ok(());
     }
     Err(fault(Code::IllegalAccessPoint, "the endpoints name no usable address"))

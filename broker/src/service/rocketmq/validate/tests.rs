@@ -1,3 +1,5 @@
+use drumlin_proto::rocketmq;
+
 use super::*;
 
 const NOW_MS: u64 = 1_700_000_000_000;
