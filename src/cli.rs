@@ -183,6 +183,7 @@ mod tests {
             "drumlin log verify data --deep",
             "drumlin log dump data --from-index 3 --max 5",
             "drumlin log stat data",
+            "drumlin bench produce --size 1KiB --duration 2s --in-flight 64 --producers 2",
             "drumlin bench limits",
             "drumlin completion bash",
             "drumlin -e a:1,b:2 --timeout 3s topic list",

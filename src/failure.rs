@@ -16,11 +16,13 @@ pub(crate) enum Kind {
     TopicNotFound,
     QueueNotFound,
     MessageNotFound,
+    GroupNotFound,
     Connect,
     Timeout,
     NotReady,
     Exists,
     NotConfirmed,
+    Precondition,
     Partly,
     Corrupt,
     /// Whoever read our output has seen enough: no fault.
@@ -38,11 +40,13 @@ impl Kind {
             Self::TopicNotFound => "E0301",
             Self::QueueNotFound => "E0302",
             Self::MessageNotFound => "E0303",
+            Self::GroupNotFound => "E0304",
             Self::Connect => "E0401",
             Self::Timeout => "E0402",
             Self::NotReady => "E0403",
             Self::Exists => "E0601",
             Self::NotConfirmed => "E0602",
+            Self::Precondition => "E0603",
             Self::Partly => "E0701",
             Self::Corrupt => "E0801",
         }
@@ -53,9 +57,12 @@ impl Kind {
             Self::ClosedPipe => 0,
             Self::Failed | Self::NotSupported | Self::NotReady => 1,
             Self::Usage | Self::Config => 2,
-            Self::TopicNotFound | Self::QueueNotFound | Self::MessageNotFound => 3,
+            Self::TopicNotFound
+            | Self::QueueNotFound
+            | Self::MessageNotFound
+            | Self::GroupNotFound => 3,
             Self::Connect | Self::Timeout => 4,
-            Self::Exists | Self::NotConfirmed => 6,
+            Self::Exists | Self::NotConfirmed | Self::Precondition => 6,
             Self::Partly => 7,
             Self::Corrupt => 8,
         }

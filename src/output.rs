@@ -132,7 +132,8 @@ fn cell(row: &Value, field: &str) -> String {
     }
 }
 
-fn plain(value: &Value) -> String {
+/// A value without quotes; of a list the items with commas between.
+pub(crate) fn plain(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
         Value::String(text) => text.clone(),

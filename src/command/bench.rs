@@ -11,6 +11,7 @@ use crate::config::parse_duration;
 use crate::failure::Failure;
 
 mod limits;
+mod produce;
 
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
@@ -22,6 +23,8 @@ pub(crate) struct Bench {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    /// Acknowledged sends of SDK producers
+    Produce(produce::Produce),
     /// What the disk gives: overwrites with fdatasync
     Limits(limits::Limits),
 }
@@ -30,6 +33,7 @@ impl Bench {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
         let global = global.clone().with(self.short.short.as_ref());
         match &self.action {
+            Action::Produce(produce) => produce.run(&global),
             Action::Limits(limits) => limits.run(&global),
         }
     }
@@ -52,6 +56,13 @@ impl Latencies {
 
     fn record(&mut self, took: Duration) {
         self.0.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    fn add(&mut self, other: &Self) {
+        // Both have the same bounds, so nothing can be out of range.
+        if let Err(error) = self.0.add(&other.0) {
+            tracing::error!(%error, "latencies cannot be added");
+        }
     }
 
     fn json(&self) -> Value {

@@ -88,12 +88,18 @@ fn open_failure(dir: &Path, error: &OpenError) -> Failure {
     Failure::new(kind, format!("{}: {}", dir.display(), chain(error)))
 }
 
-/// Whether there is anything that could be damaged.
+/// Whether there is anything that could be damaged: files that are named as segments are.
 fn holds_segments(dir: &Path) -> bool {
+    let is_segment = |name: &str| {
+        let parts = name.strip_suffix(".log").and_then(|stem| stem.split_once('-'));
+        parts.is_some_and(|(incarnation, base)| {
+            incarnation.len() == 10 && base.bytes().all(|byte| byte.is_ascii_digit())
+        })
+    };
     [dir.to_owned(), dir.join("log")].iter().any(|dir| {
         std::fs::read_dir(dir).is_ok_and(|mut files| {
             files.any(|file| {
-                file.is_ok_and(|file| file.path().extension().is_some_and(|end| end == "log"))
+                file.is_ok_and(|file| file.file_name().to_str().is_some_and(is_segment))
             })
         })
     })

@@ -3,6 +3,7 @@
 use crate::cli::{Cli, Command};
 use crate::failure::{Failure, Kind};
 
+mod access;
 pub(crate) mod bench;
 pub(crate) mod broker;
 pub(crate) mod completion;

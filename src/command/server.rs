@@ -149,3 +149,16 @@ pub(crate) async fn stop_signal() -> io::Result<&'static str> {
         _ = interrupt.recv() => Ok("SIGINT"),
     }
 }
+
+/// Cancelled by the first SIGTERM or SIGINT, for commands that look at it now and then.
+pub(crate) fn stop_token() -> tokio_util::sync::CancellationToken {
+    let token = tokio_util::sync::CancellationToken::new();
+    let stop = token.clone();
+    tokio::spawn(async move {
+        if let Err(error) = stop_signal().await {
+            tracing::warn!(%error, "signals cannot be waited for");
+        }
+        stop.cancel();
+    });
+    token
+}

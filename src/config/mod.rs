@@ -18,7 +18,7 @@ mod value;
 
 pub(crate) use broker::BrokerKeys;
 pub(crate) use document::{document, effective};
-pub(crate) use fault::Faults;
+pub(crate) use fault::{Faults, nearest};
 pub(crate) use nameserver::NameserverKeys;
 pub(crate) use reader::{Keys, Loaded};
 pub(crate) use value::parse_duration;

@@ -162,8 +162,10 @@ fn environment(
             values.insert(key.path(), Value::new(Some(&id), value.as_str()));
         } else if !keys(others).any(|key| key.variable() == *name) {
             let known: Vec<String> = keys(tables).map(Key::variable).collect();
-            let message = match nearest(name, known.iter().map(String::as_str)) {
-                Some(near) => format!("names no key; did you mean {near}?"),
+            // Without the prefix, which would make everything alike.
+            let known = known.iter().filter_map(|name| name.strip_prefix(PREFIX));
+            let message = match nearest(name.trim_start_matches(PREFIX), known) {
+                Some(near) => format!("names no key; did you mean {PREFIX}{near}?"),
                 None => "names no key".to_owned(),
             };
             let origin = Origin::Variable(name.clone());

@@ -54,7 +54,7 @@ fn later_files_win_then_the_environment_then_flags() {
     std::fs::write(&first, "[log]\nsegment_bytes = \"2MiB\"\nprepared_bytes = 0\n").expect("write");
     std::fs::write(&second, "[log]\nsegment_bytes = \"4MiB\"\n[node]\nname = \"n\"\n")
         .expect("write");
-    let mut given = Given { files: vec![first.clone(), second.clone()], ..Given::default() };
+    let mut given = Given { files: vec![first, second.clone()], ..Given::default() };
     let segment = |given: &Given| {
         let loaded: Loaded<BrokerKeys> = load(given, &[]).expect("valid");
         let value = loaded.effective.iter().find(|v| v.name == "segment_bytes");
