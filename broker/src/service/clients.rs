@@ -4,6 +4,7 @@
 //! not replicated: a new leader learns of clients by their calls.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use drumlin_proto::ids::{GroupName, TopicName};
@@ -13,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::command::ClientKey;
+use crate::metrics::labels::Connected;
 
 /// A client that was silent for so long is gone.
 pub const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -20,6 +22,8 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(60);
 const CLIENTS_MAX: usize = 100_000;
 /// Topics remembered of one client.
 const TOPICS_MAX: usize = 1024;
+/// Consumer groups remembered of one client.
+const GROUPS_MAX: usize = 64;
 
 /// Stable hash of a client id.
 pub fn client_key(client_id: &str) -> ClientKey {
@@ -43,6 +47,8 @@ pub struct Registration {
     /// Of its settings, if they came here.
     pub request_timeout: Option<Duration>,
     last_heard: Instant,
+    /// Counts it as connected while it is registered.
+    counted: Arc<Vec<Connected>>,
 }
 
 /// More clients than this node keeps.
@@ -69,18 +75,21 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Adds to what is known of a client, registering it if it is new.
+    /// Adds to what is known of a client, registering it if it is new. `count` is asked whenever
+    /// its type or its groups change.
     pub fn register(
         &self,
         client_id: &str,
         sighting: Sighting,
         now: Instant,
+        count: impl FnOnce(&Registration) -> Vec<Connected>,
     ) -> Result<(), TooManyClients> {
         let mut by_key = self.by_key.lock();
         let key = client_key(client_id);
         if !by_key.contains_key(&key) && by_key.len() >= CLIENTS_MAX {
             return Err(TooManyClients { clients_max: CLIENTS_MAX });
         }
+        let mut changed = !by_key.contains_key(&key);
         let known = by_key.entry(key).or_insert_with(|| Registration {
             client_id: client_id.to_owned(),
             client_type: ClientType::Producer,
@@ -88,12 +97,18 @@ impl Clients {
             topics: BTreeSet::new(),
             request_timeout: None,
             last_heard: now,
+            counted: Arc::default(),
         });
         known.last_heard = known.last_heard.max(now);
         if let Some(client_type) = sighting.client_type {
+            changed |= known.client_type != client_type;
             known.client_type = client_type;
         }
-        known.groups.extend(sighting.group);
+        if let Some(group) = sighting.group
+            && known.groups.len() < GROUPS_MAX
+        {
+            changed |= known.groups.insert(group);
+        }
         if sighting.request_timeout.is_some() {
             known.request_timeout = sighting.request_timeout;
         }
@@ -101,6 +116,9 @@ impl Clients {
             if known.topics.len() < TOPICS_MAX {
                 known.topics.insert(topic);
             }
+        }
+        if changed {
+            known.counted = Arc::new(count(known));
         }
         Ok(())
     }
@@ -154,8 +172,8 @@ mod tests {
     fn silent_clients_expire_and_any_call_keeps_one_alive() {
         let clients = Clients::default();
         let start = Instant::now();
-        clients.register("a", consumer("g"), start).unwrap();
-        clients.register("b", consumer("g"), start).unwrap();
+        clients.register("a", consumer("g"), start, |_| Vec::new()).unwrap();
+        clients.register("b", consumer("g"), start, |_| Vec::new()).unwrap();
         let later = start + SILENCE_MAX / 2;
         clients.touch("a", later);
         clients.touch("unknown", later);
@@ -174,10 +192,20 @@ mod tests {
     fn a_registration_collects_what_calls_tell() {
         let clients = Clients::default();
         let now = Instant::now();
-        clients.register("a", consumer("g1"), now).unwrap();
-        clients.register("a", consumer("g2"), now).unwrap();
+        let mut counts = 0;
+        let mut register = |sighting| {
+            let count = |_: &Registration| {
+                counts += 1;
+                Vec::new()
+            };
+            clients.register("a", sighting, now, count).unwrap();
+        };
+        register(consumer("g1"));
+        register(consumer("g2"));
+        register(consumer("g2"));
         let topics = vec![TopicName::parse("t").unwrap()];
-        clients.register("a", Sighting { topics, ..Sighting::default() }, now).unwrap();
+        register(Sighting { topics, ..Sighting::default() });
+        assert_eq!(counts, 2, "asked only when type or groups change");
         let known = clients.get("a").unwrap();
         assert_eq!(known.client_type, ClientType::PushConsumer);
         assert_eq!(known.groups.len(), 2);

@@ -30,8 +30,9 @@ macro_rules! not_supported {
                 &self,
                 _request: Request<pb::$request>,
             ) -> Result<Response<pb::$response>, Status> {
-                let status = Some(refusal());
-                Ok(Response::new(pb::$response { status, ..pb::$response::default() }))
+                let mut response = pb::$response::default();
+                response.status = Some(refusal());
+                Ok(Response::new(response))
             })*
         }
     };

@@ -16,16 +16,21 @@ use crate::replica::Replica;
 const LINES_AHEAD: usize = 32;
 
 /// Reads records of one queue, in ascending order at best.
-pub(super) struct QueueReader<'a> {
-    replica: &'a Replica,
+#[derive(Debug)]
+pub(super) struct QueueReader {
+    replica: Replica,
     queue: QueueKey,
     lines: Vec<Line>,
     run: Option<(QueueOffset, Run)>,
 }
 
-impl<'a> QueueReader<'a> {
-    pub(super) fn new(replica: &'a Replica, queue: QueueKey) -> Self {
-        Self { replica, queue, lines: Vec::new(), run: None }
+impl QueueReader {
+    pub(super) fn new(replica: &Replica, queue: QueueKey) -> Self {
+        Self { replica: replica.clone(), queue, lines: Vec::new(), run: None }
+    }
+
+    pub(super) fn queue(&self) -> QueueKey {
+        self.queue
     }
 
     /// The line that holds `offset`; `None` if it was trimmed or is not readable yet.

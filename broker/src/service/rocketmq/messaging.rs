@@ -10,7 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::caller::Caller;
-use super::receive::ReceiveStream;
+use super::delivery::ReceiveStream;
 use super::status::Fault;
 use super::{Service, lease, presence, receive, route, send, telemetry};
 use tokio::time::Instant;

@@ -24,6 +24,7 @@ use crate::service::clients::Clients;
 
 mod admin;
 mod caller;
+mod delivery;
 mod handle;
 mod lease;
 mod messages;

@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use drumlin_proto::ids::{QueueKey, QueueOffset};
 use parking_lot::Mutex;
@@ -24,6 +25,9 @@ const SCAN_RECORDS_MAX: u64 = 8192;
 /// Records passed over without a match before that is written to the log.
 const SKIP_RECORDS_MAX: u64 = 8192;
 
+/// How long what was looked through is remembered; longer than a poll.
+const UNUSED_MAX: Duration = Duration::from_secs(60);
+
 /// What a poll asks of one queue.
 #[derive(Clone, Debug)]
 pub(super) struct Want {
@@ -32,6 +36,23 @@ pub(super) struct Want {
     pub(super) auto_renew: bool,
     pub(super) invisible_ms: u64,
     pub(super) filter: TagFilter,
+}
+
+impl Want {
+    fn lease(&self, queue: QueueKey, from: QueueOffset, choice: Choice) -> Lease {
+        Lease {
+            group: self.group,
+            queue,
+            client: self.client,
+            auto_renew: self.auto_renew,
+            invisible_ms: self.invisible_ms,
+            from,
+            skip_to: choice.skip_to,
+            fresh: choice.fresh,
+            again: Vec::new(),
+            unwanted: Vec::new(),
+        }
+    }
 }
 
 /// Plans of one (group, queue) whose outcome is not known yet.
@@ -45,6 +66,7 @@ struct QueuePlan {
     again: BTreeSet<QueueOffset>,
     /// Looked through without a match: the filter, from where, up to where.
     scanned: Option<(TagFilter, QueueOffset, QueueOffset)>,
+    used: Instant,
 }
 
 impl Default for QueuePlan {
@@ -55,6 +77,7 @@ impl Default for QueuePlan {
             failed: false,
             again: BTreeSet::new(),
             scanned: None,
+            used: Instant::now(),
         }
     }
 }
@@ -180,6 +203,7 @@ impl Plans {
     ) -> Result<Option<Proposed>, ReadError> {
         let shared = self.queue(want.group, queue);
         let mut plan = shared.lock();
+        plan.used = Instant::now();
         if plan.failed {
             return Ok(None);
         }
@@ -206,9 +230,8 @@ impl Plans {
         } else if choice.fresh.is_empty() && want.filter == TagFilter::All {
             choice.skip_to = from;
         }
-        Ok(Some(
-            plan.commit(&shared, replica, queue, want, from, choice, again, unwanted, deadline),
-        ))
+        let lease = Lease { again, unwanted, ..want.lease(queue, from, choice) };
+        Ok(Some(plan.commit(&shared, replica, lease, deadline)))
     }
 
     /// Proposes to pass over what a filter left out, for polls that end without a match.
@@ -229,13 +252,14 @@ impl Plans {
             return Ok(None);
         }
         let choice = Choice { fresh: Vec::new(), skip_to: to };
-        let (again, unwanted) = (Vec::new(), Vec::new());
-        Ok(Some(plan.commit(&shared, replica, queue, want, from, choice, again, unwanted, None)))
+        Ok(Some(plan.commit(&shared, replica, want.lease(queue, from, choice), None)))
     }
 
-    /// Forgets queues that nobody plans for.
-    pub(super) fn sweep(&self) {
-        self.queues.lock().retain(|_, plan| Arc::strong_count(plan) > 1);
+    /// Forgets queues that nobody plans for any more.
+    pub(super) fn sweep(&self, now: Instant) {
+        self.queues
+            .lock()
+            .retain(|_, plan| Arc::strong_count(plan) > 1 || plan.lock().used + UNUSED_MAX > now);
     }
 }
 
@@ -248,37 +272,21 @@ impl QueuePlan {
         }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the fields of the lease, each used once")]
     fn commit(
         &mut self,
         shared: &Shared,
         replica: &Replica,
-        queue: QueueKey,
-        want: &Want,
-        from: QueueOffset,
-        choice: Choice,
-        again: Vec<QueueOffset>,
-        unwanted: Vec<QueueOffset>,
+        lease: Lease,
         deadline: Option<Instant>,
     ) -> Proposed {
         self.in_flight += 1;
-        self.next = choice.skip_to;
+        self.next = lease.skip_to;
         self.scanned = None;
-        let reserved: Vec<QueueOffset> = again.iter().chain(&unwanted).copied().collect();
+        let reserved: Vec<QueueOffset> =
+            lease.again.iter().chain(&lease.unwanted).copied().collect();
         self.again.extend(&reserved);
-        let record_count = again.len() + choice.fresh.len();
-        let lease = Lease {
-            group: want.group,
-            queue,
-            client: want.client,
-            auto_renew: want.auto_renew,
-            invisible_ms: want.invisible_ms,
-            from,
-            skip_to: choice.skip_to,
-            fresh: choice.fresh,
-            again,
-            unwanted,
-        };
+        let record_count = lease.again.len() + lease.fresh.len();
+        let queue = lease.queue;
         // Under the lock: the order of proposals is that of the plans.
         let outcome = replica.propose(Item::Command(Command::Lease(lease)), deadline);
         let reservation = Reservation {
@@ -300,7 +308,7 @@ fn first_of(start: QueueOffset, end: QueueOffset, records_max: usize) -> Choice 
 
 /// Records from `start` on that the filter wants.
 fn matching(
-    reader: &mut QueueReader<'_>,
+    reader: &mut QueueReader,
     start: QueueOffset,
     end: QueueOffset,
     records_max: usize,
@@ -324,7 +332,7 @@ fn matching(
 /// Splits records that are due again by the filter: wanted ones, others. Those that cannot be read
 /// any more are in neither.
 fn wanted(
-    reader: &mut QueueReader<'_>,
+    reader: &mut QueueReader,
     due: Vec<QueueOffset>,
     filter: &TagFilter,
 ) -> Result<(Vec<QueueOffset>, Vec<QueueOffset>), ReadError> {

@@ -13,8 +13,44 @@ use super::renew::GIVEN_BACK_MS;
 use super::status::{Fault, ok};
 use super::{Edge, validate};
 use crate::command::Command;
+use crate::metrics::labels::Connected;
 use crate::replica::{Item, ProposeError};
-use crate::service::clients::{Sighting, client_key};
+use crate::service::clients::{Registration, Sighting, client_key};
+
+/// Label of a language; clients choose their text, the metric's values are known ones.
+fn language_label(language: &str) -> &'static str {
+    const LABELS: [&str; 12] = [
+        "java", "cpp", "dot_net", "golang", "go", "rust", "python", "php", "node_js", "http",
+        "ruby", "kotlin",
+    ];
+    LABELS.into_iter().find(|label| label.eq_ignore_ascii_case(language)).unwrap_or("other")
+}
+
+impl Edge {
+    /// Adds to what is known of the calling client.
+    pub(super) fn register(&self, caller: &Caller, sighting: Sighting) -> Result<(), Fault> {
+        self.clients
+            .register(&caller.client_id, sighting, Instant::now(), |known| {
+                self.connections(caller, known)
+            })
+            .map_err(|error| Fault::new(Code::TooManyRequests, error.to_string()))
+    }
+
+    fn connections(&self, caller: &Caller, known: &Registration) -> Vec<Connected> {
+        let metrics = &self.context.metrics;
+        let (language, version) = (language_label(&caller.language), caller.version.as_str());
+        let mode = match known.client_type {
+            ClientType::Producer | ClientType::Unspecified => {
+                return vec![metrics.producer_connected(language, version)];
+            }
+            ClientType::PushConsumer | ClientType::LitePushConsumer => "push",
+            ClientType::SimpleConsumer | ClientType::LiteSimpleConsumer => "simple",
+            ClientType::PullConsumer => "pull",
+        };
+        let groups = known.groups.iter();
+        groups.map(|group| metrics.consumer_connected(language, version, group, mode)).collect()
+    }
+}
 
 /// Registers by client type and group: settings may have gone to another node, or be lost.
 pub(super) async fn heartbeat(
@@ -34,9 +70,7 @@ pub(super) async fn heartbeat(
         _ => Some(validate::group_name(request.group.as_ref(), &caller.namespace)?),
     };
     let sighting = Sighting { client_type: Some(client_type), group, ..Sighting::default() };
-    edge.clients
-        .register(&caller.client_id, sighting, Instant::now())
-        .map_err(|error| Fault::new(Code::TooManyRequests, error.to_string()))?;
+    edge.register(&caller, sighting)?;
     Ok(HeartbeatResponse { status: Some(ok()) })
 }
 

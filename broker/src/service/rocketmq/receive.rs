@@ -3,33 +3,24 @@
 //! A poll runs in a task of its own, so that a lease that was proposed is never forgotten half way;
 //! the stream that the client reads gives back what it did not take.
 
-use std::collections::VecDeque;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use drumlin_proto::ids::{GroupName, QueueKey};
-use drumlin_proto::rocketmq::receive_message_response::Content;
-use drumlin_proto::rocketmq::{
-    ClientType, Code, ReceiveMessageRequest, ReceiveMessageResponse, Resource, Status,
-};
-use futures::Stream;
+use drumlin_proto::rocketmq::{ClientType, Code, ReceiveMessageRequest, Resource, Status};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tonic::Request;
 
 use super::caller::Caller;
-use super::handle::Handle;
-use super::messages::{self, Delivered, QueueReader};
+use super::delivery::{Delivery, Leased, PollEnd, ReceiveStream};
 use super::plan::{Proposed, Want, next_due_in_ms};
-use super::renew::GiveBack;
 use super::settings::{POLL_MAX, RECEIVE_BATCH_MAX};
 use super::status::{Fault, ok};
 use super::{Edge, REPLY_MARGIN, validate};
 use crate::catalog::Topic;
-use crate::command::{Command, Granted, GroupId, GroupStart, LeaseId, Outcome, Refusal};
+use crate::command::{Command, GroupId, GroupStart, Outcome, Refusal};
 use crate::log::ReadError;
 use crate::replica::{Applied, Item, ProposeError};
 use crate::service::clients::{Sighting, client_key};
@@ -285,8 +276,6 @@ fn unreadable(error: ReadError) -> Fault {
     Fault::new(Code::InternalServerError, error.to_string())
 }
 
-type Leased = (QueueKey, LeaseId, Granted);
-
 /// What one round brought.
 #[derive(Debug)]
 enum Taken {
@@ -316,7 +305,7 @@ pub(super) fn open(
         };
         task.note("ReceiveMessage", caller.as_ref().ok(), end, started);
     });
-    ReceiveStream { edge: edge.clone(), state: StreamState::Polling(receiver) }
+    ReceiveStream::new(edge.clone(), receiver)
 }
 
 async fn run(
@@ -348,6 +337,7 @@ async fn run(
                 invisible_ms: poll.want.invisible_ms,
                 store_host,
                 records: records.into(),
+                reader: None,
             };
             finish(sender, ok(), Some(delivery))
         }
@@ -361,7 +351,7 @@ async fn run(
 
 fn finish(sender: oneshot::Sender<PollEnd>, status: Status, delivery: Option<Delivery>) -> Code {
     let code = status.code();
-    if let Err(unread) = sender.send(PollEnd { status, delivery }) {
+    if let Err(unread) = sender.send(PollEnd { status, delivery: delivery.map(Box::new) }) {
         // Nobody reads any more; dropping the delivery gives it back.
         drop(unread);
     }
@@ -379,130 +369,9 @@ impl Edge {
         };
         let group = Some(poll.group.clone());
         let sighting = Sighting { client_type, group, ..Sighting::default() };
-        if let Err(error) = self.clients.register(&caller.client_id, sighting, Instant::now()) {
-            tracing::warn!(%error, client = caller.client_id, "consumer not registered");
+        if let Err(fault) = self.register(caller, sighting) {
+            tracing::warn!(reason = fault.text, client = caller.client_id, "not registered");
         }
-    }
-}
-
-/// How a poll ended.
-#[derive(Debug)]
-struct PollEnd {
-    status: Status,
-    delivery: Option<Delivery>,
-}
-
-/// Leased messages on their way to the client. What is left when it is dropped is given back.
-#[derive(Debug)]
-struct Delivery {
-    edge: Arc<Edge>,
-    topic: Arc<Topic>,
-    topic_named: Resource,
-    group: GroupName,
-    group_id: GroupId,
-    invisible_ms: u64,
-    store_host: String,
-    records: VecDeque<Leased>,
-}
-
-impl Delivery {
-    /// The next message; `None` when all are delivered.
-    fn next(&mut self) -> Option<ReceiveMessageResponse> {
-        while let Some((queue, lease, granted)) = self.records.pop_front() {
-            let handle = Handle { group: self.group_id, queue, offset: granted.offset, lease };
-            let delivered = Delivered {
-                topic: &self.topic_named,
-                queue,
-                offset: granted.offset,
-                attempt: granted.attempt,
-                invisible_ms: self.invisible_ms,
-                receipt_handle: handle.encode(&self.edge.context.config.broker_group),
-                store_host: &self.store_host,
-            };
-            let mut reader = QueueReader::new(self.edge.replica(), queue);
-            let message = reader.read(granted.offset, |line, run, record| {
-                messages::message(delivered, line, run, record)
-            });
-            match message {
-                Ok(Some(message)) => {
-                    let bytes = u64::try_from(message.body.len()).unwrap_or(0);
-                    let retry = granted.attempt > 1;
-                    let (topic, group) = (&self.topic.name, Some(&self.group));
-                    self.edge.context.metrics.messages_out(topic, group, retry, 1, bytes);
-                    return Some(frame(Content::Message(message)));
-                }
-                Ok(None) => {
-                    tracing::debug!(?queue, offset = %granted.offset, "trimmed while leased");
-                }
-                Err(error) => {
-                    tracing::error!(%error, ?queue, offset = %granted.offset, "unreadable message");
-                }
-            }
-        }
-        None
-    }
-}
-
-impl Drop for Delivery {
-    fn drop(&mut self) {
-        if self.records.is_empty() {
-            return;
-        }
-        let records = self.records.drain(..);
-        let records = records.map(|(queue, lease, granted)| (queue, granted.offset, lease));
-        let give_back = GiveBack { group: self.group_id, records: records.collect() };
-        if let Err(error) = self.edge.give_backs.try_send(give_back) {
-            tracing::debug!(%error, "unsent messages come back when their leases end");
-        }
-    }
-}
-
-fn frame(content: Content) -> ReceiveMessageResponse {
-    ReceiveMessageResponse { content: Some(content) }
-}
-
-#[derive(Debug)]
-enum StreamState {
-    Polling(oneshot::Receiver<PollEnd>),
-    /// The status frame went out.
-    Delivering(Option<Delivery>),
-    Ended,
-}
-
-/// The frames of one poll: status, messages, delivery timestamp.
-#[derive(Debug)]
-pub struct ReceiveStream {
-    edge: Arc<Edge>,
-    state: StreamState,
-}
-
-impl Stream for ReceiveStream {
-    type Item = Result<ReceiveMessageResponse, tonic::Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let (next, content) = match &mut self.state {
-            StreamState::Polling(receiver) => match ready!(Pin::new(receiver).poll(context)) {
-                Ok(end) => {
-                    (StreamState::Delivering(end.delivery), frame(Content::Status(end.status)))
-                }
-                Err(_) => {
-                    let fault = Fault::new(Code::InternalServerError, "the poll was abandoned");
-                    let status = frame(Content::Status(fault.status()));
-                    (StreamState::Delivering(None), status)
-                }
-            },
-            StreamState::Delivering(delivery) => {
-                if let Some(message) = delivery.as_mut().and_then(Delivery::next) {
-                    return Poll::Ready(Some(Ok(message)));
-                }
-                let now_ms = i64::try_from(self.edge.replica().clock_ms()).unwrap_or(i64::MAX);
-                let now = validate::timestamp(now_ms);
-                (StreamState::Ended, frame(Content::DeliveryTimestamp(now)))
-            }
-            StreamState::Ended => return Poll::Ready(None),
-        };
-        self.state = next;
-        Poll::Ready(Some(Ok(content)))
     }
 }
 

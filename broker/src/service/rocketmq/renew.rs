@@ -170,7 +170,7 @@ pub(super) async fn renew_while_alive(edge: Arc<Edge>) {
         for (_, client) in edge.clients.expire(now) {
             tracing::info!(client = client.client_id, "client silent for too long");
         }
-        edge.plans.sweep();
+        edge.plans.sweep(now);
         let raft = *status.borrow();
         if !raft.serving {
             lead = None;

@@ -10,7 +10,6 @@ use drumlin_proto::rocketmq::{
     SystemProperties,
 };
 use drumlin_proto::route;
-use tokio::time::Instant;
 
 use super::caller::Caller;
 use super::status::{Fault, ok};
@@ -160,8 +159,8 @@ impl Edge {
     /// A send registers its client, for producers whose settings went elsewhere.
     fn note_producer(&self, caller: &Caller, topic: &Topic) {
         let sighting = Sighting { topics: vec![topic.name.clone()], ..Sighting::default() };
-        if let Err(error) = self.clients.register(&caller.client_id, sighting, Instant::now()) {
-            tracing::warn!(%error, client = caller.client_id, "producer not registered");
+        if let Err(fault) = self.register(caller, sighting) {
+            tracing::warn!(reason = fault.text, client = caller.client_id, "not registered");
         }
     }
 }

@@ -83,9 +83,7 @@ async fn serve(
 impl Edge {
     fn settings(&self, caller: &Caller, sent: Settings) -> Result<TelemetryCommand, Fault> {
         let accepted = settings::accept(sent, &caller.namespace)?;
-        self.clients
-            .register(&caller.client_id, accepted.sighting, Instant::now())
-            .map_err(|error| Fault::new(Code::TooManyRequests, error.to_string()))?;
+        self.register(caller, accepted.sighting)?;
         let command = Some(Command::Settings(accepted.settings));
         Ok(TelemetryCommand { status: Some(ok()), command })
     }
