@@ -32,6 +32,8 @@ const POLL_GRACE: Duration = Duration::from_secs(3);
 /// With queues at several brokers each is asked for this long by turns, so that none of them holds
 /// messages for this consumer that nobody is there to take.
 const POLL_SLICE: Duration = Duration::from_millis(200);
+/// Brokers take 0 as not set.
+const POLL_MIN: Duration = Duration::from_millis(1);
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 const INVISIBLE_MAX: Duration = Duration::from_hours(12);
 
@@ -334,7 +336,7 @@ impl SimpleConsumer {
             batch_size: i32::try_from(count.clamp(1, 32)).unwrap_or(32),
             invisible_duration: Some(wire_duration(self.shared.invisible)),
             auto_renew: false,
-            long_polling_timeout: Some(wire_duration(wait)),
+            long_polling_timeout: Some(wire_duration(wait.max(POLL_MIN))),
             attempt_id: None,
         };
         let mut call = self.call(request);

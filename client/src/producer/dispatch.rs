@@ -221,9 +221,13 @@ impl Dispatcher {
             Event::Created { topic, result } => {
                 let Some(topic) = self.topics.get_mut(&topic) else { return };
                 topic.creating = false;
-                if let Err(error) = result {
-                    for message in topic.unrouted.drain(..) {
-                        self.ledger.settle(message.waiter, Err(error.clone()));
+                match result {
+                    // What was known is outdated; the new route is on its way.
+                    Ok(()) => topic.route = topic.route.take().filter(|route| route.exists),
+                    Err(error) => {
+                        for message in topic.unrouted.drain(..) {
+                            self.ledger.settle(message.waiter, Err(error.clone()));
+                        }
                     }
                 }
             }
