@@ -1,1 +1,249 @@
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
+use openraft::testing::log::{StoreBuilder, Suite};
+use openraft::type_config::TypeConfigExt;
+use openraft::{EntryPayload, StorageError};
+use parking_lot::Mutex;
 
+use super::*;
+use crate::log::LogOptions;
+use crate::replica::raft_types::{SnapshotMeta, StoredMembership};
+use crate::replica::state_machine::Manifest;
+
+type ManifestSnapshot = openraft::alias::SnapshotOf<TypeConfig, Manifest>;
+
+/// The least that openraft's suite needs beside a log: it applies entries that no log holds.
+#[derive(Clone, Debug, Default)]
+struct Recorder(Arc<Mutex<Recorded>>);
+
+#[derive(Debug, Default)]
+struct Recorded {
+    applied: Option<LogId>,
+    membership: StoredMembership,
+    snapshot: Option<SnapshotMeta>,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Recorder {
+    type SnapshotData = Manifest;
+
+    async fn build_snapshot(&mut self) -> io::Result<ManifestSnapshot> {
+        let mut recorded = self.0.lock();
+        let last_membership = recorded.membership.clone();
+        let meta = SnapshotMeta { last_log_id: recorded.applied, last_membership };
+        recorded.snapshot = Some(meta.clone());
+        Ok(Snapshot { meta, snapshot: Manifest })
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Recorder {
+    type SnapshotData = Manifest;
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        let recorded = self.0.lock();
+        Ok((recorded.applied, recorded.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        while let Some(next) = futures::StreamExt::next(&mut entries).await {
+            let (entry, _) = next?;
+            let mut recorded = self.0.lock();
+            if let EntryPayload::Membership(members) = entry.payload {
+                recorded.membership = StoredMembership::new(Some(entry.log_id), members);
+            }
+            recorded.applied = Some(entry.log_id);
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, _: Manifest) -> io::Result<()> {
+        *self.0.lock() = Recorded {
+            applied: meta.last_log_id,
+            membership: meta.last_membership.clone(),
+            snapshot: Some(meta.clone()),
+        };
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<ManifestSnapshot>> {
+        let meta = self.0.lock().snapshot.clone();
+        Ok(meta.map(|meta| Snapshot { meta, snapshot: Manifest }))
+    }
+}
+
+fn options() -> LogOptions {
+    LogOptions {
+        segment_bytes: 1 << 20,
+        prepared_bytes: 64 << 10,
+        reserve_bytes: 4096,
+        ..LogOptions::new(uuid::Uuid::from_u128(7))
+    }
+}
+
+fn open(dir: &Path) -> LogStore {
+    let (log, _) = Log::open(&dir.join("log"), options(), None).unwrap();
+    LogStore::new(log, &dir.join("committed")).unwrap()
+}
+
+/// A log that begins anywhere, as the suite's do: ours begin at entry 0, so what is missing below
+/// the first entry is filled with blanks.
+struct Filled(LogStore);
+
+impl RaftLogReader<TypeConfig> for Filled {
+    async fn try_get_log_entries<RB>(&mut self, range: RB) -> io::Result<Vec<RaftEntry>>
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        self.0.try_get_log_entries(range).await
+    }
+
+    async fn limited_get_log_entries(&mut self, from: u64, end: u64) -> io::Result<Vec<RaftEntry>> {
+        self.0.limited_get_log_entries(from, end).await
+    }
+
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = io::Result<RaftEntry>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        self.0.entries_stream(range).await
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<RaftVote>> {
+        self.0.read_vote().await
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for Filled {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
+        self.0.get_log_state().await
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        Self(self.0.clone())
+    }
+
+    async fn save_vote(&mut self, vote: &RaftVote) -> io::Result<()> {
+        self.0.save_vote(vote).await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        self.0.save_committed(committed).await
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        self.0.read_committed().await
+    }
+
+    async fn append<I>(&mut self, entries: I, flushed: IOFlushed<TypeConfig>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = RaftEntry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let mut entries: Vec<RaftEntry> = entries.into_iter().collect();
+        if let (None, Some(first)) = (self.0.log.last(), entries.first()) {
+            let LogId { leader_id, index } = first.log_id;
+            let blank = |index| RaftEntry {
+                log_id: LogId::new(leader_id, index),
+                payload: EntryPayload::Blank,
+            };
+            entries.splice(0..0, (0..index).map(blank).collect::<Vec<_>>());
+        }
+        self.0.append(entries, flushed).await
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        self.0.truncate_after(last).await
+    }
+
+    async fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        self.0.purge(upto).await
+    }
+}
+
+struct InTempDirs;
+
+impl StoreBuilder<TypeConfig, Filled, Recorder, tempfile::TempDir> for InTempDirs {
+    async fn build(
+        &self,
+    ) -> Result<(tempfile::TempDir, Filled, Recorder), StorageError<TypeConfig>> {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Filled(open(dir.path()));
+        Ok((dir, store, Recorder::default()))
+    }
+}
+
+#[tokio::test]
+async fn openraft_finds_nothing_to_complain_of() {
+    Suite::test_all(InTempDirs).await.unwrap();
+}
+
+fn blank(index: u64) -> RaftEntry {
+    RaftEntry { log_id: LogId::new_term_index(1, index), payload: EntryPayload::Blank }
+}
+
+async fn append(store: &mut LogStore, entries: impl IntoIterator<Item = RaftEntry>) {
+    let (flushed, synced) = <TypeConfig as TypeConfigExt>::oneshot();
+    let entries: Vec<_> = entries.into_iter().collect();
+    store.append(entries, IOFlushed::signal(flushed)).await.unwrap();
+    synced.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn committed_hint_is_clamped_to_what_the_log_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    append(&mut store, (0..3).map(blank)).await;
+    store.save_committed(Some(LogId::new_term_index(1, 9))).await.unwrap();
+    assert_eq!(store.read_committed().await.unwrap(), Some(LogId::new_term_index(1, 2)));
+    store.save_committed(Some(LogId::new_term_index(1, 1))).await.unwrap();
+    assert_eq!(store.read_committed().await.unwrap(), Some(LogId::new_term_index(1, 1)));
+    store.save_committed(Some(LogId::new_term_index(2, 1))).await.unwrap();
+    assert_eq!(store.read_committed().await.unwrap(), None, "another entry than the log's");
+}
+
+#[tokio::test]
+async fn torn_hint_counts_as_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    append(&mut store, [blank(0)]).await;
+    assert_eq!(store.read_committed().await.unwrap(), None);
+    store.save_committed(Some(LogId::new_term_index(1, 0))).await.unwrap();
+    let path = dir.path().join("committed");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[3] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    assert_eq!(store.read_committed().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn vote_and_membership_survive_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let members = super::super::raft_types::Membership::new_with_defaults(
+        vec![std::collections::BTreeSet::from([4])],
+        [4],
+    );
+    let membership = RaftEntry {
+        log_id: LogId::new_term_index(0, 0),
+        payload: EntryPayload::Membership(members),
+    };
+    let vote = RaftVote::new_committed(3, 4);
+    let mut store = open(dir.path());
+    append(&mut store, [membership.clone()]).await;
+    store.save_vote(&vote).await.unwrap();
+    store.log.close();
+    drop(store);
+    let mut store = open(dir.path());
+    assert_eq!(store.read_vote().await.unwrap(), Some(vote));
+    assert_eq!(store.try_get_log_entries(..).await.unwrap(), [membership]);
+}

@@ -1,1 +1,153 @@
-//! To come.
+use drumlin_proto::ids::{QueueId, QueueOffset, TopicId};
+use drumlin_proto::record::{RecordFields, Run, RunBuilder};
+
+use super::*;
+use crate::command::Outcome;
+use crate::item::{self, ItemView};
+
+type Answer = oneshot::Receiver<Result<Applied, ProposeError>>;
+
+fn queue(number: u16) -> QueueKey {
+    QueueKey { topic: TopicId::new(1), queue: QueueId::new(number) }
+}
+
+fn run(bodies: &[&[u8]]) -> Run {
+    let mut builder = RunBuilder::new();
+    for body in bodies {
+        builder.push(&RecordFields { message_id: "m", body, ..Default::default() });
+    }
+    Run::parse(builder.finish()).unwrap()
+}
+
+fn waiting(item: Item) -> (Waiting, Answer) {
+    let permits = Arc::new(Semaphore::new(1));
+    let (sender, answer) = oneshot::channel();
+    let reply = Reply { sender, _in_flight: permits.try_acquire_owned().unwrap() };
+    (Waiting { item, deadline: None, link: None, reply }, answer)
+}
+
+fn run_item(number: u16, bodies: &[&[u8]]) -> (Waiting, Answer) {
+    waiting(Item::Run { queue: queue(number), run: run(bodies) })
+}
+
+fn command_item() -> (Waiting, Answer) {
+    waiting(Item::Command(Command::DeleteTopic { topic: TopicId::new(9) }))
+}
+
+fn window() -> OwnedSemaphorePermit {
+    Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap()
+}
+
+/// Queue and record count of each run; `None` for commands.
+fn contents(payload: &Payload) -> Vec<Option<(u16, u32)>> {
+    let items = item::items(&payload.payload).map(|placed| match placed.unwrap().item {
+        ItemView::Run(header) => Some((header.queue.get(), header.record_count)),
+        ItemView::Command(_) => None,
+    });
+    items.collect()
+}
+
+#[test]
+fn runs_of_a_queue_become_one_item_and_its_offsets_are_told_apart() {
+    let (first, mut first_answer) = run_item(0, &[b"a", b"b"]);
+    let (other, mut other_answer) = run_item(1, &[b"x"]);
+    let (second, mut second_answer) = run_item(0, &[b"c"]);
+    let (payload, replies) = build(merge(vec![first, other, second]), 5, window());
+    assert_eq!(contents(&payload), [Some((0, 3)), Some((1, 1))]);
+    assert_eq!(payload.payload_crc, crc32fast::hash(&payload.payload));
+    assert_eq!((payload.clock_ms, payload.item_count), (5, 2));
+    let at = |offset| Applied::Run { base_offset: QueueOffset::new(offset), store_time_ms: 5 };
+    for (reply, offset) in replies.into_iter().zip([70, 90]) {
+        reply.answer(Ok(at(offset)));
+    }
+    assert_eq!(first_answer.try_recv().unwrap().unwrap(), at(70));
+    assert_eq!(second_answer.try_recv().unwrap().unwrap(), at(72));
+    assert_eq!(other_answer.try_recv().unwrap().unwrap(), at(90));
+}
+
+#[test]
+fn runs_are_not_merged_across_a_command() {
+    let items = [run_item(0, &[b"a"]), command_item(), run_item(0, &[b"b"])];
+    let (items, mut answers): (Vec<_>, Vec<_>) = items.into_iter().unzip();
+    let (payload, replies) = build(merge(items), 0, window());
+    assert_eq!(contents(&payload), [Some((0, 1)), None, Some((0, 1))]);
+    let outcomes = [
+        Err(Refusal::QueueNotFound),
+        Ok(Applied::Command(Outcome::Done)),
+        Err(Refusal::TopicNotFound),
+    ];
+    for (reply, outcome) in replies.into_iter().zip(outcomes) {
+        reply.answer(outcome);
+    }
+    let told: Vec<_> = answers.iter_mut().map(|answer| answer.try_recv().unwrap()).collect();
+    assert!(matches!(told[0], Err(ProposeError::Refused(Refusal::QueueNotFound))));
+    assert!(matches!(told[1], Ok(Applied::Command(Outcome::Done))));
+    assert!(matches!(told[2], Err(ProposeError::Refused(Refusal::TopicNotFound))));
+}
+
+#[test]
+fn merged_runs_stay_below_their_limit() {
+    let body = vec![b'x'; 100 << 10];
+    let items = (0..6).map(|_| run_item(0, &[&body]).0).collect();
+    let (payload, _) = build(merge(items), 0, window());
+    assert_eq!(contents(&payload), [Some((0, 2)), Some((0, 2)), Some((0, 2))]);
+}
+
+#[tokio::test]
+async fn what_waited_too_long_is_not_proposed() {
+    let now = Instant::now();
+    let (mut late, mut late_answer) = run_item(0, &[b"a"]);
+    let (mut timely, _timely_answer) = run_item(0, &[b"b"]);
+    late.deadline = Some(now);
+    timely.deadline = Some(now + Duration::from_millis(1));
+    assert_eq!(admit(vec![late, timely], now, None).len(), 1);
+    assert!(matches!(late_answer.try_recv().unwrap(), Err(ProposeError::Expired)));
+}
+
+#[tokio::test]
+async fn full_disk_refuses_runs_and_lets_commands_pass() {
+    let (run, mut run_answer) = run_item(0, &[b"a"]);
+    let (command, _command_answer) = command_item();
+    let admitted = admit(vec![run, command], Instant::now(), Some("91 %"));
+    assert!(matches!(admitted[..], [Waiting { item: Item::Command(_), .. }]));
+    assert!(matches!(run_answer.try_recv().unwrap(), Err(ProposeError::DiskFull(_))));
+}
+
+#[tokio::test]
+async fn a_broken_chain_stops_what_follows_and_nothing_before() {
+    let chain = Chain::default();
+    let now = Instant::now();
+    let link =
+        |item: (Waiting, Answer)| (Waiting { link: Some(chain.next_link()), ..item.0 }, item.1);
+    let (before, _before_answer) = link(run_item(0, &[b"1"]));
+    let (mut late, mut late_answer) = link(run_item(0, &[b"2"]));
+    let (after, mut after_answer) = link(run_item(0, &[b"3"]));
+    let (other, _other_answer) = run_item(0, &[b"other"]);
+    late.deadline = Some(now);
+    assert_eq!(admit(vec![before, late, after, other], now, None).len(), 2);
+    assert!(matches!(late_answer.try_recv().unwrap(), Err(ProposeError::Expired)));
+    assert!(matches!(after_answer.try_recv().unwrap(), Err(ProposeError::OutOfOrder)));
+}
+
+#[tokio::test]
+async fn more_than_the_allowed_bytes_in_flight_is_busy() {
+    let (queue, mut items) = mpsc::unbounded_channel();
+    let (_refused, refused) = watch::channel(None);
+    let handle = ProposerHandle {
+        queue,
+        permits: Arc::new(Semaphore::new(1000)),
+        bytes_max: 1000,
+        refused,
+        stop: CancellationToken::new(),
+    };
+    let body = [b'x'; 300];
+    let item = || Item::Run { queue: self::queue(0), run: run(&[&body]) };
+    let _waits = handle.propose(item(), None, None);
+    let in_flight = handle.in_flight_bytes();
+    assert!(in_flight > 300);
+    let refused = handle.propose(item(), None, None).await;
+    assert!(matches!(refused, Err(ProposeError::Busy { waiting_bytes, bytes_max: 1000 })
+        if waiting_bytes == in_flight));
+    drop(items.try_recv().unwrap());
+    assert_eq!(handle.in_flight_bytes(), 0);
+}
