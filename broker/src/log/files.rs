@@ -165,7 +165,7 @@ impl Files {
 
     /// Takes the reserve's space if there is half as much again; true if it is held now.
     pub(super) fn restore_reserve(&self) -> io::Result<bool> {
-        if self.ready.lock().reserve {
+        if self.ready.lock().reserve || self.reserve_bytes == 0 {
             return Ok(true);
         }
         if self.storage.free_bytes()? < self.reserve_bytes + self.reserve_bytes / 2 {

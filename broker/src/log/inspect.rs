@@ -89,11 +89,15 @@ impl LogFiles {
             }
         };
         let path = if !holds_log(dir)? && holds_log(&within)? { within } else { dir.to_owned() };
-        let storage: Arc<dyn Storage> = Arc::new(Directory::existing(&path)?);
+        let storage = Arc::new(Directory::existing(&path)?);
+        Ok(Self { path, ..Self::on(storage)? })
+    }
+
+    /// The same on any storage.
+    pub fn on(storage: Arc<dyn Storage>) -> Result<Self, OpenError> {
         let listing = list(storage.as_ref())?;
         let Some((name, _)) = listing.segments.first() else {
-            let reason = format!("no segment lies in {}", path.display());
-            return Err(OpenError::Missing { reason });
+            return Err(OpenError::Missing { reason: "there is no segment".to_owned() });
         };
         let first = storage.open(name)?;
         let first = read_header(first.as_ref(), name)?;
@@ -102,7 +106,7 @@ impl LogFiles {
         let all = recovery::read_headers(storage.as_ref(), &listing, group_uuid)?;
         let (chain, _) = recovery::chain(all.clone());
         let local = peek_local(storage.as_ref(), group_uuid)?;
-        Ok(Self { path, storage, group_uuid, chain, all, local })
+        Ok(Self { path: PathBuf::new(), storage, group_uuid, chain, all, local })
     }
 
     /// The folder that holds the segments.

@@ -4,6 +4,7 @@
 //! overwritten and no segment shortened, a tail is dropped by quarantine and roll (I2); a failed
 //! sync, or any failed write but for a full disk, ends all writing (I3).
 
+pub mod faulty;
 mod files;
 pub mod inspect;
 mod mapping;
@@ -29,7 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{oneshot, watch};
 
@@ -218,42 +219,25 @@ impl Log {
         options: LogOptions,
         mark: Option<CheckpointMark>,
     ) -> Result<(Self, RecoveryReport), OpenError> {
-        let recovered = recovery::recover(storage, &options, mark)?;
-        let reserve = recovered.files.restore_reserve()?;
-        let published = Arc::new(Published::new(
-            recovered.segments,
-            recovered.start.end,
-            recovered.purged,
-            recovered.last,
-            recovered.vote,
-            options.metrics.clone(),
-        ));
-        published.disk_full.send_replace(!reserve);
-        let files = Arc::new(recovered.files);
-        let closing = Arc::new(AtomicBool::new(false));
-        let (commands, queue) = crossbeam_channel::unbounded();
-        let tail_bytes_max = options.tail_bytes_max;
-        let writer = Writer::new(
-            Arc::clone(&files),
-            options,
-            Arc::clone(&published),
-            Arc::clone(&closing),
-            recovered.start,
-        );
+        let (mut inner, writer, queue, report) = assemble(storage, options, mark)?;
         let thread =
             std::thread::Builder::new().name("log-writer".to_owned()).spawn(move || {
                 let _guard = CloseOnPanic(writer.published());
                 writer.run(&queue);
             })?;
-        let inner = Inner {
-            published,
-            files,
-            tail_bytes_max,
-            closing,
-            commands: Some(commands),
-            writer: Mutex::new(Some(thread)),
-        };
-        Ok((Self { inner: Arc::new(inner) }, recovered.report))
+        inner.writer = Mutex::new(Some(thread));
+        Ok((Self { inner: Arc::new(inner) }, report))
+    }
+
+    /// The same with a writer that works only when it is told to.
+    #[cfg(test)]
+    fn open_stepped(
+        storage: Arc<dyn Storage>,
+        options: LogOptions,
+        mark: Option<CheckpointMark>,
+    ) -> Result<(Self, RecoveryReport, Stepper), OpenError> {
+        let (inner, writer, queue, report) = assemble(storage, options, mark)?;
+        Ok((Self { inner: Arc::new(inner) }, report, Stepper { writer, queue }))
     }
 
     /// Makes entries readable at once and queues them to the writer. Never waits for the disk.
@@ -463,6 +447,59 @@ impl Log {
         let closed = LogClosed { reason: "its writer is gone".to_owned() };
         view.closed.get_or_insert(closed.clone());
         Err(closed)
+    }
+}
+
+type Assembled = (Inner, Writer, Receiver<Command>, RecoveryReport);
+
+/// A recovered log and its writer, which has no thread yet.
+fn assemble(
+    storage: Arc<dyn Storage>,
+    options: LogOptions,
+    mark: Option<CheckpointMark>,
+) -> Result<Assembled, OpenError> {
+    let recovered = recovery::recover(storage, &options, mark)?;
+    let reserve = recovered.files.restore_reserve()?;
+    let published = Arc::new(Published::new(
+        recovered.segments,
+        recovered.start.end,
+        recovered.purged,
+        recovered.last,
+        recovered.vote,
+        options.metrics.clone(),
+    ));
+    published.disk_full.send_replace(!reserve);
+    let files = Arc::new(recovered.files);
+    let closing = Arc::new(AtomicBool::new(false));
+    let (commands, queue) = crossbeam_channel::unbounded();
+    let inner = Inner {
+        published: Arc::clone(&published),
+        files: Arc::clone(&files),
+        tail_bytes_max: options.tail_bytes_max,
+        closing: Arc::clone(&closing),
+        commands: Some(commands),
+        writer: Mutex::new(None),
+    };
+    let writer = Writer::new(files, options, published, closing, recovered.start);
+    Ok((inner, writer, queue, recovered.report))
+}
+
+/// Runs a writer by hand.
+#[cfg(test)]
+#[derive(Debug)]
+struct Stepper {
+    writer: Writer,
+    queue: Receiver<Command>,
+}
+
+#[cfg(test)]
+impl Stepper {
+    /// Commits what waits as one group; false once the log is closed.
+    fn step(&mut self) -> bool {
+        match self.queue.try_recv() {
+            Ok(first) => self.writer.serve(first, &self.queue),
+            Err(_) => true,
+        }
     }
 }
 

@@ -79,7 +79,10 @@ impl Scanner {
         let start = match held {
             Some(start) if start.checked_add(count).is_some_and(|end| end <= self.filled) => start,
             Some(_) | None => {
-                self.buffer.resize(count.max(BUFFER_BYTES), 0);
+                let left = self.file.file_bytes()?.saturating_sub(at);
+                let wanted = count.max(BUFFER_BYTES);
+                self.buffer
+                    .resize(usize::try_from(left).map_or(wanted, |left| left.min(wanted)), 0);
                 self.buffer_at = at;
                 self.filled = read_full_at(self.file.as_ref(), &mut self.buffer, at)?;
                 0

@@ -123,7 +123,12 @@ impl Directory {
         if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
             File::open(parent)?.sync_all()?;
         }
-        Ok(Self { path: path.to_owned(), writable: true })
+        Ok(Self::on(path))
+    }
+
+    /// A directory that is there and durable already.
+    pub(super) fn on(path: &Path) -> Self {
+        Self { path: path.to_owned(), writable: true }
     }
 
     /// A directory that must be there already, for reading.

@@ -1,5 +1,11 @@
 //! The log through its public functions, on a real directory.
 
+mod damage;
+mod driver;
+mod faults;
+mod golden;
+mod model;
+
 use std::sync::mpsc;
 
 use bytes::Bytes;
@@ -8,7 +14,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::entry::{EntryKind, FRAME_HEADER_BYTES};
 
-pub(super) fn options() -> LogOptions {
+fn options() -> LogOptions {
     let mut options = LogOptions::new(uuid::Uuid::from_u128(7));
     options.segment_bytes = 64 << 10;
     options.prepared_bytes = 16 << 10;
@@ -16,7 +22,7 @@ pub(super) fn options() -> LogOptions {
     options
 }
 
-pub(super) fn entry(term: u64, index: u64, payload: impl Into<Vec<u8>>) -> Entry {
+fn entry(term: u64, index: u64, payload: impl Into<Vec<u8>>) -> Entry {
     let payload = Bytes::from(payload.into());
     Entry {
         id: EntryId { term: Term::new(term), index: EntryIndex::new(index) },
@@ -28,20 +34,25 @@ pub(super) fn entry(term: u64, index: u64, payload: impl Into<Vec<u8>>) -> Entry
     }
 }
 
+/// In memory where the machine offers that: what the tests prove does not depend on the disk.
+fn temp_dir() -> TempDir {
+    TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap()
+}
+
 /// Payload of a given size that tells entries apart.
-pub(super) fn payload(seed: u64, bytes: usize) -> Vec<u8> {
+fn payload(seed: u64, bytes: usize) -> Vec<u8> {
     (0..bytes as u64).map(|at| ((seed * 31 + at * 7) % 251) as u8).collect()
 }
 
 /// Appends and waits for the sync.
-pub(super) fn append_synced(log: &Log, entries: Vec<Entry>) -> io::Result<()> {
+fn append_synced(log: &Log, entries: Vec<Entry>) -> io::Result<()> {
     let (done, synced) = mpsc::channel();
     let flushed = Box::new(move |result| done.send(result).expect("the test waits"));
     log.append(entries, flushed).map_err(io::Error::other)?;
     synced.recv().map_err(io::Error::other)?
 }
 
-pub(super) fn all(log: &Log) -> Vec<Entry> {
+fn all(log: &Log) -> Vec<Entry> {
     let first = log.purged().map_or(EntryIndex::ZERO, |purged| purged.index.next());
     log.entries(first, EntryIndex::new(u64::MAX), u64::MAX).expect("readable")
 }

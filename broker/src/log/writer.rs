@@ -173,20 +173,27 @@ impl Writer {
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            let group = drain(first, commands);
-            match self.commit(group) {
-                Ok(After::GoOn) => self.restore_reserve(),
-                Ok(After::Closed) => break,
-                Err(error) => {
-                    tracing::error!(%error, "log write failed, the log is closed for good");
-                    break;
-                }
+            if !self.serve(first, commands) {
+                return;
             }
+        }
+    }
+
+    /// Commits a command with all that waits behind it; false once the log is closed.
+    pub(super) fn serve(&mut self, first: Command, commands: &Receiver<Command>) -> bool {
+        match self.commit(drain(first, commands)) {
+            Ok(After::GoOn) => {
+                self.restore_reserve();
+                return true;
+            }
+            Ok(After::Closed) => {}
+            Err(error) => tracing::error!(%error, "a write failed, the log is closed for good"),
         }
         // The log is closed, so nothing more is queued, and nobody may be left waiting.
         while let Ok(command) = commands.try_recv() {
             refuse(command, &io::Error::other("the log is closed"));
         }
+        false
     }
 
     /// Only a full disk gives the writer something to do by itself.

@@ -1,0 +1,155 @@
+//! Every operation of a fixed piece of work fails in turn, and the power goes at every one.
+
+use std::sync::Arc;
+
+use super::super::faulty::{Fault, FaultyDisk, Keep};
+use super::super::*;
+use super::driver::{Driver, small_options};
+use super::{all, entry, payload, temp_dir};
+
+/// Rolls, cuts within a segment and over several, votes, trims. Ends where the log closes.
+fn work(driver: &mut Driver) -> bool {
+    for round in 0..4 {
+        driver.append(3, 700);
+        driver.append(1, 9_000);
+        driver.vote();
+        driver.append(2, 90);
+        if !driver.step() {
+            return false;
+        }
+        driver.check();
+        driver.append(4, 2_500);
+        driver.cut(if round % 2 == 0 { 2 } else { 7 });
+        driver.append(2, 100);
+        if !driver.step() {
+            return false;
+        }
+        driver.check();
+        if round == 2 {
+            driver.checkpoint();
+            driver.trim();
+        }
+    }
+    driver.step()
+}
+
+fn operations_of_work() -> (u64, u64) {
+    let mut driver = Driver::new();
+    let opened = driver.disk.operations();
+    assert!(work(&mut driver));
+    (opened, driver.disk.operations())
+}
+
+fn with_fault(at: u64, fault: Fault) -> Option<Driver> {
+    let dir = temp_dir();
+    let disk = FaultyDisk::open(dir.path()).unwrap();
+    disk.fail_at(at, fault);
+    let mut driver = Driver::on(disk, dir).ok()?;
+    driver.may_fail = true;
+    Some(driver)
+}
+
+#[test]
+fn a_failed_operation_loses_nothing_that_was_acknowledged() {
+    let (opened, total) = operations_of_work();
+    let mut refused = 0;
+    for at in opened + 1..=total {
+        let mut driver = with_fault(at, Fault::Error).expect("it opens before the fault");
+        if !work(&mut driver) {
+            refused += 1;
+            assert!(driver.log.append(vec![], Box::new(|_| {})).is_err());
+        }
+        for keep in [Keep::Nothing, Keep::Everything, Keep::Some(at)] {
+            driver = driver.crash(keep, None);
+            driver.check();
+        }
+    }
+    // Only the caller of a trim is told of its failures.
+    assert!(refused * 10 > (total - opened) * 9, "{refused} of {} were noticed", total - opened);
+}
+
+#[test]
+fn a_power_loss_at_any_operation_loses_nothing_that_was_acknowledged() {
+    let (opened, total) = operations_of_work();
+    for at in opened + 1..=total {
+        for keep in [Keep::Nothing, Keep::Everything, Keep::Some(at), Keep::Some(at * 7 + 1)] {
+            let mut driver = with_fault(at, Fault::PowerLoss).expect("opens before the fault");
+            work(&mut driver);
+            let mut driver = driver.crash(keep, None);
+            driver.check();
+            driver.append(3, 50);
+            assert!(driver.step());
+            driver.check();
+        }
+    }
+}
+
+#[test]
+fn short_writes_and_a_moment_without_space_are_not_noticed() {
+    let (_, total) = operations_of_work();
+    for at in 1..=total {
+        for fault in [Fault::Short, Fault::Full(1)] {
+            let Some(mut driver) = with_fault(at, fault) else {
+                assert_eq!(fault, Fault::Full(1), "a short write is no error");
+                continue;
+            };
+            assert!(work(&mut driver), "operation {at}, {fault:?}");
+            let mut driver = driver.crash(Keep::Nothing, None);
+            driver.check();
+        }
+    }
+}
+
+#[test]
+fn opening_fails_cleanly_at_any_operation_and_succeeds_afterwards() {
+    let (opened, _) = operations_of_work();
+    for at in 1..=opened {
+        for fault in [Fault::Error, Fault::PowerLoss] {
+            let dir = temp_dir();
+            let disk = FaultyDisk::open(dir.path()).unwrap();
+            disk.fail_at(at, fault);
+            let storage = Arc::new(disk.clone());
+            Log::open_stepped(storage, small_options(), None).map(|_| ()).ok();
+            for keep in [Keep::Nothing, Keep::Everything, Keep::Some(at)] {
+                let after = temp_dir();
+                disk.crash(keep, after.path()).unwrap();
+                let disk = Arc::new(FaultyDisk::open(after.path()).unwrap());
+                let (log, ..) = Log::open_stepped(disk, small_options(), None)
+                    .unwrap_or_else(|error| panic!("operation {at}, {fault:?}: {error}"));
+                assert_eq!(log.last(), None);
+            }
+        }
+    }
+}
+
+#[test]
+fn writes_wait_on_a_full_disk_and_go_on_by_themselves() {
+    let dir = temp_dir();
+    let disk = FaultyDisk::open(dir.path()).unwrap();
+    let storage = Arc::new(disk.clone());
+    let (log, _) = Log::open_with(storage, small_options(), None).unwrap();
+    let mut full = log.disk_full();
+    assert!(!*full.borrow_and_update());
+    disk.fail_at(1, Fault::Full(6));
+    let written = entry(1, 0, payload(0, 500));
+    super::append_synced(&log, vec![written.clone()]).unwrap();
+    assert_eq!(all(&log), vec![written]);
+    assert!(full.has_changed().unwrap(), "nobody was told that the disk was full");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(full.wait_for(|full| !full)).unwrap();
+    log.close();
+}
+
+#[test]
+fn closing_on_a_full_disk_ends_without_completing_anyone() {
+    let dir = temp_dir();
+    let disk = FaultyDisk::open(dir.path()).unwrap();
+    let storage = Arc::new(disk.clone());
+    let (log, _) = Log::open_with(storage, small_options(), None).unwrap();
+    disk.fail_at(1, Fault::Full(u32::MAX));
+    let (told, result) = std::sync::mpsc::channel();
+    let flushed = Box::new(move |result: io::Result<()>| told.send(result.is_ok()).unwrap());
+    log.append(vec![entry(1, 0, payload(0, 500))], flushed).unwrap();
+    log.close();
+    assert!(!result.recv().unwrap());
+}
