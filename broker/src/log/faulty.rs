@@ -12,7 +12,8 @@ use super::mapping::Mapping;
 use super::storage::{Directory, Storage, StorageFile, read_full_at, write_all_at};
 
 /// What a disk writes as a whole.
-const SECTOR_BYTES: u64 = 512;
+const SECTOR_BYTES: u64 = SECTOR as u64;
+const SECTOR: usize = 512;
 
 /// How operations fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -387,7 +388,7 @@ fn input_output_error() -> io::Error {
 
 fn copy_sector(from: &dyn StorageFile, sector: u64, into: &mut Vec<u8>) -> io::Result<()> {
     let start = usize::try_from(sector * SECTOR_BYTES).map_err(io::Error::other)?;
-    let mut bytes = [0; SECTOR_BYTES as usize];
+    let mut bytes = [0; SECTOR];
     let count = read_full_at(from, &mut bytes, sector * SECTOR_BYTES)?;
     if into.len() < start + count {
         into.resize(start + count, 0);

@@ -10,7 +10,7 @@ use super::published::End;
 use super::quarantine;
 use super::scan::{Behind, Expected, Fault, Scanner};
 use super::segment::{
-    FRAME_BYTES_MAX, HEADER_BYTES, Segment, SegmentError, SegmentHeader, parse_file_name,
+    FRAME_BYTES_MAX, HEADER, HEADER_BYTES, Segment, SegmentError, SegmentHeader, parse_file_name,
 };
 use super::storage::{Storage, StorageFile, read_full_at};
 use super::vote::{Local, load_local, load_vote, write_local};
@@ -274,7 +274,7 @@ pub(super) fn read_header(
     file: &dyn StorageFile,
     name: &str,
 ) -> io::Result<Result<SegmentHeader, SegmentError>> {
-    let mut raw = [0; HEADER_BYTES as usize];
+    let mut raw = [0; HEADER];
     let read = read_full_at(file, &mut raw, 0)?;
     Ok(SegmentHeader::decode(raw.get(..read).unwrap_or_default()).and_then(|header| {
         let named = parse_file_name(name);
@@ -480,13 +480,15 @@ pub(super) fn judge(
     })
 }
 
+type OpenSegments = (VecDeque<Arc<Segment>>, Arc<dyn StorageFile>);
+
 /// Opens the segments for reading and the last one for writing.
 fn open_segments(
     storage: &dyn Storage,
     chain: &[Found],
     last_end_at: u64,
     options: &LogOptions,
-) -> Result<(VecDeque<Arc<Segment>>, Arc<dyn StorageFile>), OpenError> {
+) -> Result<OpenSegments, OpenError> {
     let key = FrameKey::of_group(options.group_uuid);
     let mut segments = VecDeque::with_capacity(chain.len());
     let mut last = None;

@@ -14,7 +14,9 @@ use crate::entry::{FRAME_HEADER_BYTES, FrameHeader, FrameKey, PAYLOAD_BYTES_MAX}
 use crate::position::{EntryIndex, LogOffset, Term};
 
 /// Bytes of a segment before its first frame.
-pub(super) const HEADER_BYTES: u64 = 4096;
+pub(super) const HEADER_BYTES: u64 = HEADER as u64;
+/// The same, for buffers.
+pub(super) const HEADER: usize = 4096;
 /// Largest frame there can be.
 pub(super) const FRAME_BYTES_MAX: u64 = (FRAME_HEADER_BYTES + PAYLOAD_BYTES_MAX) as u64;
 
@@ -64,7 +66,7 @@ impl SegmentHeader {
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut out = vec![0; HEADER_BYTES as usize];
+        let mut out = vec![0; HEADER];
         out[0..8].copy_from_slice(&MAGIC);
         out[8..12].copy_from_slice(&VERSION.to_le_bytes());
         out[16..32].copy_from_slice(self.group_uuid.as_bytes());
@@ -81,7 +83,7 @@ impl SegmentHeader {
     }
 
     pub(super) fn decode(raw: &[u8]) -> Result<Self, SegmentError> {
-        if raw.len() != HEADER_BYTES as usize || raw[0..8] != MAGIC {
+        if raw.len() != HEADER || raw[0..8] != MAGIC {
             return Err(SegmentError::Magic);
         }
         let mut hasher = crc32fast::Hasher::new();

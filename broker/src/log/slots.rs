@@ -21,7 +21,7 @@ pub(super) enum Found {
     /// Never written to.
     Empty,
     /// The newest valid one, with its sequence.
-    Body(u64, [u8; BODY_BYTES]),
+    Body(u64, Box<[u8; BODY_BYTES]>),
     /// The first write ever did not get through: one slot is empty, the other not valid.
     FirstTorn,
     /// Both were written to, and neither is valid.
@@ -122,7 +122,11 @@ impl Slots {
     }
 }
 
-fn decode(slot: &[u8], magic: [u8; 8], group_uuid: uuid::Uuid) -> Option<(u64, [u8; BODY_BYTES])> {
+fn decode(
+    slot: &[u8],
+    magic: [u8; 8],
+    group_uuid: uuid::Uuid,
+) -> Option<(u64, Box<[u8; BODY_BYTES]>)> {
     let mut copy: [u8; SLOT_BYTES] = slot.try_into().ok()?;
     let checksum = u32::from_le_bytes(copy[12..16].try_into().ok()?);
     copy[12..16].fill(0);
@@ -134,5 +138,5 @@ fn decode(slot: &[u8], magic: [u8; 8], group_uuid: uuid::Uuid) -> Option<(u64, [
         return None;
     }
     let sequence = u64::from_le_bytes(copy[32..40].try_into().ok()?);
-    Some((sequence, copy[HEADER_BYTES..].try_into().ok()?))
+    Some((sequence, Box::new(copy[HEADER_BYTES..].try_into().ok()?)))
 }

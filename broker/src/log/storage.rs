@@ -235,7 +235,7 @@ impl StorageFile for DirectoryFile {
 
 /// Writes zeros over `from..end`.
 pub(super) fn fill_zeros(file: &dyn StorageFile, from: u64, end: u64) -> io::Result<()> {
-    const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
     let mut at = from;
     while at < end {
         let count = usize::try_from(end - at).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));

@@ -108,14 +108,14 @@ fn log_of(bytes: usize) -> (Memory, String, Vec<Entry>) {
     while log.end().get() + 4096 + 3 * 1_000 < bytes as u64 {
         let first = entries.len() as u64;
         let group: Vec<Entry> = (first..first + 3)
-            .map(|i| entry(1 + i / 5, i, payload(i, 37 + 91 * (i as usize % 9))))
+            .map(|i| entry(1 + i / 5, i, payload(i, 37 + 91 * usize::try_from(i % 9).unwrap())))
             .collect();
         append_synced(&log, group.clone()).unwrap();
         entries.extend(group);
     }
     let left = bytes as u64 - 4096 - log.end().get();
     let index = entries.len() as u64;
-    let last = entry(1 + index / 5, index, payload(index, left as usize - 80));
+    let last = entry(1 + index / 5, index, payload(index, usize::try_from(left).unwrap() - 80));
     append_synced(&log, vec![last.clone()]).unwrap();
     entries.push(last);
     log.close();
