@@ -14,7 +14,7 @@ use super::caller::Caller;
 use super::handle::Handle;
 use super::status::{Fault, ok, overall};
 use super::{Edge, validate};
-use crate::command::{Command, GroupId, LeaseId, Outcome};
+use crate::command::{Command, GroupId, LeaseId, LeaseRefusal, Outcome, Refusal};
 use crate::replica::{Applied, Item};
 
 /// Entries of one AckMessage request.
@@ -124,12 +124,11 @@ async fn finish(
                 continue;
             }
         };
-        let missing = || Err(crate::command::LeaseRefusal::Gone);
+        let missing = || Err(LeaseRefusal::Gone);
         let results = results.into_iter().chain(std::iter::repeat_with(missing));
         for (entry, result) in entries.into_iter().zip(results) {
             if let Err(refusal) = result {
-                let fault = Fault::new(Code::InvalidReceiptHandle, refusal.to_string());
-                put(&mut statuses, entry, fault.status());
+                put(&mut statuses, entry, Fault::from(Refusal::Lease(refusal)).status());
             }
         }
     }

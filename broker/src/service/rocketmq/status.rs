@@ -82,7 +82,11 @@ impl From<Refusal> for Fault {
             | Refusal::LeaseOutdated { .. }
             | Refusal::Malformed { .. } => Code::InternalServerError,
         };
-        Self::new(code, refusal.to_string())
+        let text = match &refusal {
+            Refusal::Lease(lease) => format!("invalid receipt handle: {lease}"),
+            other => other.to_string(),
+        };
+        Self::new(code, text)
     }
 }
 
