@@ -187,9 +187,11 @@ async fn keep_registered(
     loop {
         let mut accepted = false;
         let session = register(at, &nameserver, &mut told, &known, &mut accepted);
+        // Stopping ends what a session listens to as well, and is no failure of it.
         let error = tokio::select! {
-            error = session => error,
+            biased;
             () = stop.cancelled() => return,
+            error = session => error,
         };
         if accepted {
             (pause, failures_count) = (RETRY_MIN, 0);

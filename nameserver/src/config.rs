@@ -13,6 +13,7 @@ pub struct ListenerConfig {
     /// Port 0: any free one, advertised as bound.
     pub bind: SocketAddr,
     /// What clients are told to dial with [`RouteMode::ViaEndpoint`]; `None`: the bound address.
+    /// Port 0: the bound one.
     pub advertised: Option<(String, u16)>,
 }
 

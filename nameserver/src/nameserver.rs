@@ -163,7 +163,11 @@ async fn bind(name: &str, bind: SocketAddr) -> Result<(TcpListener, SocketAddr),
 }
 
 fn listener_address(listener: ListenerConfig, bound: SocketAddr) -> ListenerAddress {
-    let (host, port) = listener.advertised.unwrap_or((bound.ip().to_string(), bound.port()));
+    let (host, port) = match listener.advertised {
+        Some((host, 0)) => (host, bound.port()),
+        Some(advertised) => advertised,
+        None => (bound.ip().to_string(), bound.port()),
+    };
     ListenerAddress { name: listener.name, advertised: Address { host, port: u32::from(port) } }
 }
 
