@@ -27,6 +27,7 @@ async fn load_until_failure(
     node: Node,
     cycle: usize,
     sends: usize,
+    committed: BTreeMap<u32, u64>,
     fail: impl FnOnce(Node) -> Result<()> + Send + 'static,
 ) -> Result<History> {
     let acknowledged = Arc::new(AtomicUsize::new(0));
@@ -52,13 +53,13 @@ async fn load_until_failure(
             false // only the failure ends a producer: sends are always in flight when it comes
         }));
     }
-    let committer = commit_while_running(node.broker.clone());
+    let committer = tokio::spawn(commit_while_running(node.broker.clone(), committed));
     tokio::select! {
         _ = enough => {}
         history = producers.join_next() => anyhow::bail!("ended before the failure: {history:?}"),
     }
     let failed = tokio::task::spawn_blocking(move || fail(node));
-    let mut history = committer.await?;
+    let mut history = committer.await??;
     failed.await??;
     while let Some(told) = producers.join_next().await {
         let violations = history.merge(told??);
@@ -67,20 +68,19 @@ async fn load_until_failure(
     Ok(history)
 }
 
-/// Commits the end of each queue again and again until the node is gone.
-async fn commit_while_running(broker: String) -> Result<History> {
+/// Commits one record more of each queue again and again, until the node is gone.
+async fn commit_while_running(broker: String, mut ends: BTreeMap<u32, u64>) -> Result<History> {
     let mut history = History::default();
     let channel = traffic::connect(&broker).await?;
-    let mut ends = BTreeMap::new();
     loop {
         for queue in 0..traffic::QUEUE_COUNT {
             let end: &mut u64 = ends.entry(queue).or_default();
-            match traffic::commit_offset(&channel, queue, *end).await {
-                Ok(()) => history.committed(queue, *end),
+            match traffic::commit_offset(&channel, queue, *end + 1).await {
+                Ok(()) => *end += 1,
                 Err(error) if error.is::<tonic::Status>() => return Ok(history),
                 Err(_beyond_end) => continue,
             }
-            *end += 1;
+            history.committed(queue, *end);
         }
     }
 }
@@ -111,7 +111,8 @@ async fn nothing_acknowledged_is_lost_by_sigkill() -> Result<()> {
     traffic::create_topic(&traffic::connect(&node.broker).await?).await?;
     for cycle in 0..cycles() {
         let sends = 200 + fastrand::usize(..800);
-        let told = load_until_failure(node, cycle, sends, Node::kill).await?;
+        let told =
+            load_until_failure(node, cycle, sends, history.committed_offsets(), Node::kill).await?;
         let violations = history.merge(told);
         ensure!(violations.is_empty(), "{violations:#?}");
         node = start(&data_dir, &log)?;
@@ -137,7 +138,8 @@ async fn nothing_acknowledged_is_lost_by_power_loss() -> Result<()> {
         let sends = 200 + fastrand::usize(..800);
         // The disk goes first, while the node still writes: nothing is flushed on its way down.
         let mount_point = disk.path().to_owned();
-        let told = load_until_failure(node, cycle, sends, move |node| {
+        let committed = history.committed_offsets();
+        let told = load_until_failure(node, cycle, sends, committed, move |node| {
             LoopDisk::cut_power(&mount_point)?;
             node.kill()
         })

@@ -52,6 +52,11 @@ impl History {
         *known = (*known).max(offset);
     }
 
+    /// The highest committed offset of each queue.
+    pub fn committed_offsets(&self) -> BTreeMap<Queue, u64> {
+        self.committed.clone()
+    }
+
     pub fn acknowledged_count(&self) -> usize {
         self.acknowledged.len()
     }

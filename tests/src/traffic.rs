@@ -154,7 +154,8 @@ pub async fn read_all(channel: &Channel) -> Result<BTreeMap<Queue, Vec<(u64, Val
     for queue in 0..QUEUE_COUNT {
         let mut records = Vec::new();
         for fetched in read_queue(channel.clone(), queue).await? {
-            let run = Run::parse(fetched.run)?;
+            let run = Run::from_log(fetched.run)?;
+            run.verify()?;
             for (offset, record) in (fetched.base_offset..).zip(run.records()) {
                 let text = std::str::from_utf8(record.body())?;
                 let value = text.split(' ').next().context("an empty body")?.to_owned();
