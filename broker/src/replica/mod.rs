@@ -317,3 +317,6 @@ impl Replica {
         &self.shared.log
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,372 @@
+//! A replica as a whole, over real files.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use drumlin_proto::ids::{BrokerGroupName, GroupName, QueueId, TopicName};
+use drumlin_proto::record::{RecordFields, RunBuilder};
+
+use super::checkpoint::Checkpointer;
+use super::restore::RestoreError;
+use super::start::{Options, Running, StartError};
+use super::*;
+use crate::command::{ClientKey, GroupStart, Lease, LeaseId, TopicType};
+use crate::disk::RealDisk;
+use crate::log::LogOptions;
+use crate::replica::state::Limits;
+
+const GROUP_UUID: uuid::Uuid = uuid::Uuid::from_u128(7);
+const SEGMENT_BYTES: u64 = 64 << 10;
+
+/// The directory of one replica.
+struct Home(tempfile::TempDir);
+
+struct Node {
+    replica: Replica,
+    running: Running,
+}
+
+fn broker_group() -> BrokerGroupName {
+    BrokerGroupName::parse("a").unwrap()
+}
+
+fn queue(number: u16) -> QueueKey {
+    QueueKey { topic: TopicId::new(1), queue: QueueId::new(number) }
+}
+
+fn run(body: &[u8]) -> Run {
+    let mut builder = RunBuilder::new();
+    builder.push(&RecordFields { message_id: "m", body, ..Default::default() });
+    Run::parse(builder.finish()).unwrap()
+}
+
+impl Home {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    async fn try_start(&self) -> Result<Node, StartError> {
+        let options = Options {
+            node_id: 1,
+            group_uuid: GROUP_UUID,
+            broker_group: broker_group(),
+            node_name: "a-0".into(),
+            hint_path: self.path("committed"),
+            checkpoint_interval_bytes: u64::MAX,
+            limits: Limits { topics_max: 10, groups_max: 10 },
+            in_flight_bytes_max: 64 << 20,
+            clock_step_max: Duration::from_secs(10),
+            heartbeat_interval: Duration::from_millis(100),
+            election_timeout_min: Duration::from_millis(500),
+            election_timeout_max: Duration::from_millis(900),
+        };
+        let (checkpoints, index) = (self.path("checkpoint"), self.path("index"));
+        let opened =
+            Checkpointer::open(Arc::new(RealDisk), &checkpoints, &index, GROUP_UUID).unwrap();
+        let log_dir = self.path("log");
+        let open_log = move |mark| {
+            let options = LogOptions {
+                segment_bytes: SEGMENT_BYTES,
+                prepared_bytes: SEGMENT_BYTES,
+                reserve_bytes: 4096,
+                ..LogOptions::new(GROUP_UUID)
+            };
+            Log::open(&log_dir, options, mark).map(|(log, _)| log)
+        };
+        let (replica, running) = start::start(options, opened, open_log).await?;
+        replica.read_barrier().await.unwrap();
+        Ok(Node { replica, running })
+    }
+
+    async fn start(&self) -> Node {
+        self.try_start().await.unwrap()
+    }
+
+    /// A copy as a crash would leave it: whatever the files hold now.
+    fn copy(&self) -> Self {
+        let copy = Self::new();
+        copy_dir(self.0.path(), copy.0.path());
+        copy
+    }
+
+    fn files(&self, dir: &str) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.path(dir)).unwrap();
+        let paths: BTreeSet<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        paths.into_iter().collect()
+    }
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir_all(&target).unwrap();
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), &target).unwrap();
+        }
+    }
+}
+
+impl Node {
+    async fn stop(self) {
+        self.running.shutdown().await;
+    }
+
+    async fn command(&self, command: Command) -> Outcome {
+        match self.replica.propose(Item::Command(command), None).await.unwrap() {
+            Applied::Command(outcome) => outcome,
+            Applied::Run { .. } => unreachable!("a command was proposed"),
+        }
+    }
+
+    async fn send(&self, number: u16, body: &[u8]) -> QueueOffset {
+        let item = Item::Run { queue: queue(number), run: run(body) };
+        match self.replica.propose(item, None).await.unwrap() {
+            Applied::Run { base_offset, .. } => base_offset,
+            Applied::Command(_) => unreachable!("a run was proposed"),
+        }
+    }
+
+    /// A topic of two queues, a group that has leased the first record of the first queue.
+    async fn furnish(&self) -> LeaseId {
+        let shares = vec![(broker_group(), 2)];
+        let name = TopicName::parse("t").unwrap();
+        self.command(Command::CreateTopic { name, kind: TopicType::Normal, shares }).await;
+        let name = GroupName::parse("g").unwrap();
+        let Outcome::GroupCreated { group } =
+            self.command(Command::CreateGroup { name, start: GroupStart::Earliest }).await
+        else {
+            unreachable!("a group was created")
+        };
+        self.send(0, b"leased").await;
+        let lease = Lease {
+            group,
+            queue: queue(0),
+            client: ClientKey(5),
+            auto_renew: false,
+            invisible_ms: 3_600_000,
+            from: QueueOffset::ZERO,
+            skip_to: QueueOffset::new(1),
+            fresh: vec![QueueOffset::ZERO],
+            again: Vec::new(),
+            unwanted: Vec::new(),
+        };
+        match self.command(Command::Lease(lease)).await {
+            Outcome::Leased { lease, .. } => lease,
+            outcome => unreachable!("{outcome:?} came of a lease"),
+        }
+    }
+
+    /// Enough for several segments.
+    async fn fill(&self, records: u16) {
+        let body = vec![b'x'; 4 << 10];
+        for number in 0..records {
+            self.send(number % 2, &body).await;
+        }
+    }
+
+    fn bodies(&self, number: u16) -> Vec<(u64, usize)> {
+        let lines = self.replica.lines_from(queue(number), QueueOffset::ZERO, 10_000).unwrap();
+        let bodies = lines.iter().flat_map(|line| {
+            let run = Run::from_log(self.replica.read_run(line).unwrap()).unwrap();
+            run.verify().unwrap();
+            let sizes: Vec<usize> = run.records().map(|record| record.body().len()).collect();
+            (line.base_offset.get()..).zip(sizes)
+        });
+        bodies.collect()
+    }
+
+    /// What must be equal after restarts, which add entries without content.
+    fn content(&self) -> (Vec<Vec<(u64, usize)>>, String) {
+        let view = self.replica.view();
+        let leases: Vec<_> = view.state.groups().iter().map(|item| format!("{item:?}")).collect();
+        let ranges: Vec<_> = view.state.queue_ranges().collect();
+        let catalog = view.state.catalog().clone();
+        drop(view);
+        (vec![self.bodies(0), self.bodies(1)], format!("{catalog:?} {ranges:?} {leases:?}"))
+    }
+
+    async fn trim_to_segment(&self, number: usize) -> EntryIndex {
+        let (below, position) = self.replica.log().segment_bases()[number];
+        assert_eq!(self.command(Command::Trim { below, position }).await, Outcome::Done);
+        below
+    }
+
+    /// Waits until the log has dropped what lies wholly below an entry.
+    async fn until_dropped(&self, below: EntryIndex) {
+        while self.replica.log().oldest_index() < below {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn order_of_calls_is_the_order_in_the_log() {
+    let home = Home::new();
+    let node = home.start().await;
+    node.furnish().await;
+    let items =
+        (0..500_u32).map(|number| Item::Run { queue: queue(1), run: run(&number.to_le_bytes()) });
+    let answers: Vec<_> = items.map(|item| node.replica.propose(item, None)).collect();
+    for (expected, answer) in (0..).zip(answers) {
+        let Applied::Run { base_offset, .. } = answer.await.unwrap() else { unreachable!() };
+        assert_eq!(base_offset.get(), expected);
+    }
+    let lines = node.replica.lines_from(queue(1), QueueOffset::ZERO, 1000).unwrap();
+    let runs = lines.iter().map(|line| node.replica.read_run(line).unwrap());
+    let bodies: Vec<u32> = runs
+        .flat_map(|bytes| {
+            let run = Run::from_log(bytes).unwrap();
+            run.records().map(|r| r.body().try_into().unwrap()).collect::<Vec<[u8; 4]>>()
+        })
+        .map(u32::from_le_bytes)
+        .collect();
+    assert_eq!(bodies, (0..500).collect::<Vec<u32>>());
+    assert!(lines.len() < 500, "what waited together was merged");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn crash_and_orderly_stop_both_keep_everything() {
+    let home = Home::new();
+    let node = home.start().await;
+    node.furnish().await;
+    node.fill(40).await;
+    let content = node.content();
+    let crashed = home.copy();
+    node.stop().await;
+    for home in [home, crashed] {
+        let node = home.start().await;
+        assert_eq!(node.content(), content);
+        assert_eq!(node.send(0, b"next").await.get(), 21, "no offset is given twice");
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checkpoint_full_replay_and_rebuilt_index_agree() {
+    let home = Home::new();
+    let node = home.start().await;
+    node.furnish().await;
+    node.fill(30).await;
+    node.replica.checkpoint().await.unwrap();
+    node.fill(10).await;
+    let with_checkpoint = home.copy();
+    let replayed = home.copy();
+    let without_index = home.copy();
+    node.stop().await;
+    std::fs::remove_dir_all(replayed.path("checkpoint")).unwrap();
+    std::fs::remove_dir_all(replayed.path("index")).unwrap();
+    std::fs::remove_dir_all(without_index.path("index")).unwrap();
+    let mut digests = BTreeSet::new();
+    let mut contents = Vec::new();
+    for home in [with_checkpoint, replayed, without_index] {
+        let node = home.start().await;
+        digests.insert(node.replica.view().state.digest().unwrap());
+        contents.push(node.content());
+        node.stop().await;
+    }
+    assert_eq!(digests.len(), 1, "{digests:?}");
+    assert!(contents.iter().all(|content| *content == contents[0]));
+    assert_eq!(contents[0].0[0].len(), 21);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn trims_wait_for_both_checkpoints_and_lose_no_definitions() {
+    let home = Home::new();
+    let node = home.start().await;
+    let lease = node.furnish().await;
+    node.fill(60).await;
+    node.replica.checkpoint().await.unwrap();
+    node.fill(60).await;
+    node.replica.checkpoint().await.unwrap();
+    let below = node.trim_to_segment(2).await;
+    node.until_dropped(below).await;
+    let content = node.content();
+    assert!(content.0[0].len() < 61, "the oldest records are gone");
+    let first_kept = content.0[0][0].0;
+    let crashed = home.copy();
+    node.stop().await;
+
+    let newest = crashed.files("checkpoint").pop().unwrap();
+    let mut bytes = std::fs::read(&newest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&newest, bytes).unwrap();
+    for home in [home, crashed] {
+        let node = home.start().await;
+        assert_eq!(node.content(), content);
+        assert_eq!(node.replica.queue_range(queue(0)).unwrap().0.get(), first_kept);
+        let view = node.replica.view();
+        assert!(view.state.catalog().topic_by_name(&TopicName::parse("t").unwrap()).is_some());
+        let group = view.state.catalog().group_by_name(&GroupName::parse("g").unwrap()).unwrap();
+        let leases = view.state.leases(group.id, queue(0)).unwrap();
+        assert!(leases.committed().get() >= first_kept, "trimmed records are settled");
+        drop(view);
+        assert!(lease.0 > 0);
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lease_survives_the_loss_of_the_newer_checkpoint() {
+    let home = Home::new();
+    let node = home.start().await;
+    let lease = node.furnish().await;
+    node.replica.checkpoint().await.unwrap();
+    node.send(0, b"more").await;
+    node.replica.checkpoint().await.unwrap();
+    let crashed = home.copy();
+    node.stop().await;
+    let newest = crashed.files("checkpoint").pop().unwrap();
+    std::fs::write(newest, b"nothing").unwrap();
+    for home in [home, crashed] {
+        let node = home.start().await;
+        let view = node.replica.view();
+        let (_, _, leases) = view.state.groups().iter().next().unwrap();
+        let held = leases.flight(QueueOffset::ZERO).unwrap();
+        assert_eq!(held.lease, lease);
+        drop(view);
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn trimmed_log_without_a_checkpoint_is_refused() {
+    let home = Home::new();
+    let node = home.start().await;
+    node.furnish().await;
+    node.fill(60).await;
+    node.replica.checkpoint().await.unwrap();
+    node.send(0, b"more").await;
+    node.replica.checkpoint().await.unwrap();
+    let below = node.trim_to_segment(2).await;
+    node.until_dropped(below).await;
+    node.stop().await;
+    std::fs::remove_dir_all(home.path("checkpoint")).unwrap();
+    let refused = home.try_start().await.map(|_| ()).unwrap_err();
+    let StartError::Restore(RestoreError::CheckpointMissing { oldest }) = refused else {
+        panic!("{refused}")
+    };
+    assert!(oldest > EntryIndex::ZERO);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_taken_after_the_stop() {
+    let home = Home::new();
+    let node = home.start().await;
+    node.furnish().await;
+    let replica = node.replica.clone();
+    node.stop().await;
+    let item = Item::Run { queue: queue(0), run: run(b"late") };
+    let refused = replica.propose(item, None).await;
+    assert!(matches!(refused, Err(ProposeError::Stopped(_))), "{refused:?}");
+}
