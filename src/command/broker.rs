@@ -2,6 +2,7 @@
 
 use clap::Args;
 use drumlin_broker::broker::Broker as Server;
+use drumlin_broker::log::OpenError;
 
 use super::server::{self, ConfigArgs};
 use crate::cli::Global;
@@ -24,7 +25,7 @@ impl Broker {
         if self.config.answer(&loaded, global)? {
             return Ok(());
         }
-        logging::start(global, "info")?;
+        logging::start(global, &loaded.keys.node.name, "info,openraft=warn")?;
         server::log_start("broker", &loaded);
         super::runtime()?.block_on(serve(&loaded.keys))
     }
@@ -50,5 +51,10 @@ async fn serve(keys: &BrokerKeys) -> Result<(), Failure> {
 
 /// Corruption has an exit code of its own.
 pub(crate) fn start_failure(error: &(dyn std::error::Error + 'static)) -> Failure {
-    Failure::new(Kind::Failed, format!("the broker cannot start: {}", chain(error)))
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let corrupt = causes
+        .filter_map(|cause| cause.downcast_ref::<OpenError>())
+        .any(|cause| matches!(cause, OpenError::Corrupt { .. } | OpenError::Segment { .. }));
+    let kind = if corrupt { Kind::Corrupt } else { Kind::Failed };
+    Failure::new(kind, format!("the broker cannot start: {}", chain(error)))
 }

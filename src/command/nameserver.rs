@@ -24,7 +24,7 @@ impl Nameserver {
         if self.config.answer(&loaded, global)? {
             return Ok(());
         }
-        logging::start(global, "info")?;
+        logging::start(global, &loaded.keys.node.name, "info,openraft=warn")?;
         server::log_start("nameserver", &loaded);
         super::runtime()?.block_on(serve(&loaded.keys))
     }
