@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use drumlin_proto::native::admin_client::AdminClient;
 use drumlin_proto::native::{self, Status};
+use tokio::time::Instant;
 use tonic::transport::Channel;
 
 pub use drumlin_proto::native::{
@@ -11,12 +12,14 @@ pub use drumlin_proto::native::{
     QueueOffset as QueuePosition, QueueState, Topic, TopicShare, TopicType,
 };
 
-use crate::connection::{Address, GRPC_BYTES_MAX};
+use crate::connection::{Address, Backoff, GRPC_BYTES_MAX};
 use crate::consumer::At;
 use crate::error::Error;
 use crate::{Client, QueueOffset};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long to go on asking while nobody answers, as right after a start or while a group elects.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// A topic to be created.
 #[derive(Clone, Debug)]
@@ -80,20 +83,27 @@ answers! {
     DescribeBrokerResponse
 }
 
-/// Asks one endpoint after the other until one can be reached.
+/// Asks one endpoint after the other, and again after a pause, until one can be reached.
 macro_rules! ask {
     ($admin:expr, $method:ident, $request:expr) => {
         'asked: {
             let request = $request;
-            let mut unreachable = Error::Closed;
-            for endpoint in $admin.client.endpoints() {
-                let answer = $admin.api(endpoint).$method(timed(&request)).await;
-                match answered(endpoint, answer) {
-                    Err(error @ Error::Unreachable { .. }) => unreachable = error,
-                    settled => break 'asked settled,
+            let (until, mut backoff) = (Instant::now() + RETRY, Backoff::new());
+            loop {
+                let mut unreachable = Error::Closed;
+                for endpoint in $admin.client.endpoints() {
+                    let answer = $admin.api(endpoint).$method(timed(&request)).await;
+                    match answered(endpoint, answer) {
+                        Err(error @ Error::Unreachable { .. }) => unreachable = error,
+                        settled => break 'asked settled,
+                    }
                 }
+                let resume_at = Instant::now() + backoff.pause(fastrand::f64());
+                if resume_at > until {
+                    break Err(unreachable);
+                }
+                tokio::time::sleep_until(resume_at).await;
             }
-            Err(unreachable)
         }
     };
 }

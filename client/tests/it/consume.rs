@@ -11,16 +11,16 @@ const WAIT: Duration = Duration::from_secs(10);
 async fn fill(client: &Client, topic: &str, bodies: impl IntoIterator<Item = u32>) {
     // It may be there already.
     client.admin().create_topic(NewTopic::new(topic, 1)).await.ok();
-    let producer = client.producer().build().await.unwrap();
+    let producer = client.producer().build().await.expect("valid settings");
     let messages = bodies.into_iter().map(|n| {
         let tag = if n % 2 == 0 { "even" } else { "odd" };
         Message::new(topic, n.to_string()).tag(tag)
     });
-    within(producer.send_batch(messages)).await.unwrap();
+    within(producer.send_batch(messages)).await.expect("all are stored");
 }
 
 fn numbers(records: &[drumlin_client::Delivery]) -> Vec<u32> {
-    records.iter().map(|record| record.body_text().parse().unwrap()).collect()
+    records.iter().map(|record| record.body_text().parse().expect("a number")).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 mod consume;
 mod examples;
+mod nameserver;
 mod produce;
 
 /// A broker on loopback with its own data directory, which can be restarted in place.
