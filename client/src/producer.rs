@@ -4,6 +4,7 @@
 //! runs and their order (`lane`), and one `Produce` stream per leader (`link`).
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -153,6 +154,24 @@ struct Shared {
     send_timeout: Duration,
     stop: CancellationToken,
     task: Mutex<Option<JoinHandle<u64>>>,
+    ids: MessageIds,
+}
+
+/// Message ids: random for the producer, counted within it.
+#[derive(Debug)]
+struct MessageIds {
+    producer: u64,
+    next: AtomicU64,
+}
+
+impl MessageIds {
+    fn new() -> Self {
+        Self { producer: uuid::Uuid::new_v4().as_u64_pair().1, next: AtomicU64::new(0) }
+    }
+
+    fn next(&self) -> String {
+        format!("{:016X}{:016X}", self.producer, self.next.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 impl Producer {
@@ -165,7 +184,8 @@ impl Producer {
         let tasks = client.tasks().clone();
         let dispatcher = Dispatcher::new(client, settings, Arc::clone(&window), stop.clone());
         let task = Mutex::new(Some(tasks.spawn(dispatcher.run(receiver))));
-        Self { shared: Arc::new(Shared { window, commands, send_timeout, stop, task }) }
+        let ids = MessageIds::new();
+        Self { shared: Arc::new(Shared { window, commands, send_timeout, stop, task, ids }) }
     }
 
     /// Sends a message and resolves when it is acknowledged: stored for good.
@@ -180,7 +200,7 @@ impl Producer {
     ///
     /// Cancelled while it waits, nothing is sent.
     pub async fn enqueue(&self, message: Message) -> Result<SendAck, Error> {
-        let (topic, sealed) = seal(message)?;
+        let (topic, sealed) = self.seal(message)?;
         let charge = self.shared.window.charge_of(sealed.fields().record_bytes());
         let admitted = self.shared.window.admit(charge);
         match tokio::time::timeout(self.shared.send_timeout, admitted).await {
@@ -193,7 +213,7 @@ impl Producer {
     /// Sends a message without an acknowledgement. Never waits: without room in the window it
     /// fails with [`Error::WindowFull`].
     pub fn send_oneway(&self, message: Message) -> Result<(), Error> {
-        let (topic, sealed) = seal(message)?;
+        let (topic, sealed) = self.seal(message)?;
         let charge = self.shared.window.charge_of(sealed.fields().record_bytes());
         self.shared.window.try_admit(charge)?;
         self.accept(topic, sealed, charge, false).map(drop)
@@ -250,6 +270,12 @@ impl Producer {
         }
     }
 
+    fn seal(&self, message: Message) -> Result<(String, Sealed), Error> {
+        let topic = message.topic().to_owned();
+        let sealed = message.seal(now_ms(), || self.shared.ids.next())?;
+        Ok((topic, sealed))
+    }
+
     fn accept(
         &self,
         topic: String,
@@ -275,12 +301,6 @@ impl Producer {
             }
         }
     }
-}
-
-fn seal(message: Message) -> Result<(String, Sealed), Error> {
-    let topic = message.topic().to_owned();
-    let sealed = message.seal(now_ms(), || uuid::Uuid::now_v7().simple().to_string())?;
-    Ok((topic, sealed))
 }
 
 #[allow(clippy::disallowed_methods, reason = "the edge where a message gets its born time")]

@@ -342,9 +342,9 @@ fn verdict(error: &Error) -> Verdict {
 
 fn settle_stored(place: &Place, run: OpenRun, answer: &ProduceResponse, ledger: &mut Ledger) {
     let mut offset = QueueOffset::new(answer.base_offset);
-    for waiter in run.waiters {
+    for mut waiter in run.waiters {
         let receipt = Receipt {
-            message_id: waiter.message_id.clone(),
+            message_id: std::mem::take(&mut waiter.message_id),
             topic: Arc::clone(&place.topic),
             broker_group: Arc::clone(&place.broker_group),
             queue_id: place.queue_id,

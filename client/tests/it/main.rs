@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 mod consume;
 mod examples;
+mod fail_over;
 mod nameserver;
 mod produce;
 

@@ -1,0 +1,240 @@
+//! What the producer does when leaders fail it, with leaders that fail on cue: a broker alone does
+//! not refuse one queue while another goes on.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use drumlin_client::{Client, Code, Message};
+use drumlin_proto::native::broker_server::{Broker, BrokerServer};
+use drumlin_proto::native::routes_server::{Routes, RoutesServer};
+use drumlin_proto::native::{
+    Address, FetchRequest, FetchResponse, ProduceRequest, ProduceResponse, QueueRoute, Status,
+    TopicRoute, TopicType, WatchRoutesRequest, WatchRoutesResponse, status,
+};
+use drumlin_proto::record::Run;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::{Stream, StreamExt};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{Request, Response, Streaming};
+
+use crate::within;
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, tonic::Status>> + Send>>;
+/// What to answer to a run, given its number on this leader from 0.
+type Script = dyn Fn(usize, &ProduceRequest) -> status::Code + Send + Sync;
+
+/// One leader, and access point for both.
+#[derive(Clone)]
+struct Leader {
+    script: Arc<Script>,
+    /// Queue and bodies of each run that was stored.
+    stored: Arc<Mutex<Vec<(i32, Vec<String>)>>>,
+    route: Arc<Mutex<Option<TopicRoute>>>,
+}
+
+impl Leader {
+    fn bodies(&self) -> Vec<String> {
+        let stored = self.stored.lock().expect("not poisoned");
+        stored.iter().flat_map(|(_, bodies)| bodies.clone()).collect()
+    }
+}
+
+fn bodies(request: &ProduceRequest) -> Vec<String> {
+    let run = Run::parse(request.run.clone()).expect("a valid run");
+    run.records().map(|record| String::from_utf8_lossy(record.body()).into_owned()).collect()
+}
+
+#[tonic::async_trait]
+impl Broker for Leader {
+    type ProduceStream = Answers<ProduceResponse>;
+    type FetchStream = Answers<FetchResponse>;
+
+    async fn produce(
+        &self,
+        request: Request<Streaming<ProduceRequest>>,
+    ) -> Result<Response<Self::ProduceStream>, tonic::Status> {
+        let (leader, mut failed, mut number) = (self.clone(), HashSet::new(), 0);
+        let answers = request.into_inner().map(move |request| {
+            let request = request?;
+            if request.resume {
+                failed.remove(&request.queue_id);
+            }
+            let code = match failed.contains(&request.queue_id) {
+                true => status::Code::OutOfOrder,
+                false => (leader.script)(number, &request),
+            };
+            number += 1;
+            if code == status::Code::Ok {
+                let run = (request.queue_id, bodies(&request));
+                leader.stored.lock().expect("not poisoned").push(run);
+            } else {
+                failed.insert(request.queue_id);
+            }
+            let status = Some(Status { code: code.into(), message: String::new() });
+            Ok(ProduceResponse { sequence: request.sequence, status, ..Default::default() })
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn fetch(
+        &self,
+        _: Request<Streaming<FetchRequest>>,
+    ) -> Result<Response<Self::FetchStream>, tonic::Status> {
+        Err(tonic::Status::unimplemented("not needed"))
+    }
+}
+
+#[tonic::async_trait]
+impl Routes for Leader {
+    type WatchRoutesStream = Answers<WatchRoutesResponse>;
+
+    async fn watch_routes(
+        &self,
+        request: Request<Streaming<WatchRoutesRequest>>,
+    ) -> Result<Response<Self::WatchRoutesStream>, tonic::Status> {
+        let (sender, answers) = mpsc::channel(4);
+        let route = self.route.clone();
+        let mut requests = request.into_inner();
+        tokio::spawn(async move {
+            while let Ok(Some(_)) = requests.message().await {
+                let routes = route.lock().expect("not poisoned").iter().cloned().collect();
+                let status = Some(Status::default());
+                if sender.send(Ok(WatchRoutesResponse { status, routes })).await.is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+}
+
+/// Leaders of the broker groups a, b, ..., each with `queue_count` queues of topic t.
+struct Cluster {
+    leaders: Vec<Leader>,
+    addresses: Vec<SocketAddr>,
+    _servers: Vec<AbortOnDropHandle<()>>,
+}
+
+impl Cluster {
+    async fn start(queue_count: u32, scripts: Vec<Arc<Script>>) -> Self {
+        let (mut leaders, mut addresses, mut servers) = (Vec::new(), Vec::new(), Vec::new());
+        let route = Arc::new(Mutex::new(None));
+        for script in scripts {
+            let leader = Leader { script, stored: Arc::default(), route: route.clone() };
+            let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            addresses.push(socket.local_addr().expect("it is bound"));
+            let server = tonic::transport::Server::builder()
+                .add_service(BrokerServer::new(leader.clone()))
+                .add_service(RoutesServer::new(leader.clone()))
+                .serve_with_incoming(TcpListenerStream::new(socket));
+            let task = tokio::spawn(async move { server.await.expect("the server runs") });
+            servers.push(AbortOnDropHandle::new(task));
+            leaders.push(leader);
+        }
+        let queues = addresses.iter().zip(["a", "b", "c"]).map(|(address, group)| QueueRoute {
+            broker_group: group.into(),
+            queue_count,
+            leader: Some(Address { host: "127.0.0.1".into(), port: address.port().into() }),
+            term: 1,
+        });
+        *route.lock().expect("not poisoned") = Some(TopicRoute {
+            topic: "t".into(),
+            exists: true,
+            r#type: TopicType::Mixed.into(),
+            topic_id: 1,
+            queues: queues.collect(),
+        });
+        Self { leaders, addresses, _servers: servers }
+    }
+
+    async fn client(&self) -> Client {
+        // The last one always goes on.
+        let address = self.addresses.last().expect("there is a leader");
+        Client::connect(&address.to_string()).await.expect("it answers")
+    }
+}
+
+fn always(code: status::Code) -> Arc<Script> {
+    Arc::new(move |_, _| code)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_without_a_group_leave_a_busy_broker() {
+    let scripts = vec![always(status::Code::Busy), always(status::Code::Ok)];
+    let cluster = Cluster::start(2, scripts).await;
+    let client = cluster.client().await;
+    let producer = client.producer().build().await.unwrap();
+    for n in 0..20 {
+        let receipt = within(producer.send(Message::new("t", n.to_string()))).await.unwrap();
+        assert_eq!(&*receipt.broker_group, "b");
+    }
+    let mut stored: Vec<u32> =
+        cluster.leaders[1].bodies().iter().map(|body| body.parse().unwrap()).collect();
+    stored.sort_unstable();
+    assert_eq!(stored, (0..20).collect::<Vec<_>>(), "each once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_of_a_group_stay_and_fail_at_their_deadline() {
+    let scripts = vec![always(status::Code::Busy), always(status::Code::Busy)];
+    let cluster = Cluster::start(1, scripts).await;
+    let client = cluster.client().await;
+    let producer =
+        client.producer().send_timeout(Duration::from_millis(300)).build().await.unwrap();
+    let message = Message::new("t", "x").message_group("g");
+    let error = within(producer.send(message)).await.unwrap_err();
+    assert_eq!(error.code(), Code::DeadlineExceeded);
+    assert!(error.to_string().contains("BUSY"), "{error} does not say why");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unknown_outcome_is_never_sent_to_another_queue() {
+    let scripts = vec![always(status::Code::UnknownOutcome), always(status::Code::Ok)];
+    let cluster = Cluster::start(1, scripts).await;
+    let client = cluster.client().await;
+    let producer =
+        client.producer().send_timeout(Duration::from_millis(300)).build().await.unwrap();
+    let sends = (0..10).map(|n| producer.send(Message::new("t", n.to_string())));
+    let results = within(futures::future::join_all(sends)).await;
+    let stored = cluster.leaders[1].bodies();
+    for (n, result) in results.iter().enumerate() {
+        match result {
+            Ok(receipt) => assert_eq!(&*receipt.broker_group, "b"),
+            Err(error) => {
+                assert_eq!(error.code(), Code::UnknownOutcome);
+                assert!(!stored.contains(&n.to_string()), "{n} may be stored twice");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn order_survives_a_leader_that_fails_every_third_run() {
+    let every_third: Arc<Script> = Arc::new(|number, _| match number % 3 {
+        1 => status::Code::NotLeader,
+        _ => status::Code::Ok,
+    });
+    let cluster = Cluster::start(2, vec![every_third]).await;
+    let client = cluster.client().await;
+    let builder = client.producer().max_batch_bytes(600).max_in_flight_messages(50);
+    let producer = builder.build().await.unwrap();
+    let mut acks = Vec::new();
+    for n in 0..300 {
+        let message = Message::new("t", n.to_string()).message_group(format!("g{}", n % 2));
+        acks.push(producer.enqueue(message).await.unwrap());
+    }
+    for ack in acks {
+        within(ack).await.unwrap();
+    }
+    for group in 0..2 {
+        let stored = cluster.leaders[0].bodies().into_iter();
+        let of_group: Vec<u32> =
+            stored.map(|body| body.parse().unwrap()).filter(|n| n % 2 == group).collect();
+        let sent: Vec<_> = (0..300).filter(|n| n % 2 == group).collect();
+        assert_eq!(of_group, sent, "group {group}");
+    }
+}
