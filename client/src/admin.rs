@@ -38,6 +38,7 @@ impl NewTopic {
         Self { name: name.into(), queue_count, kind, broker_groups, auto: false }
     }
 
+    /// What messages it takes.
     pub fn kind(mut self, kind: TopicType) -> Self {
         self.kind = kind;
         self
@@ -122,6 +123,7 @@ impl Admin {
         Self { client }
     }
 
+    /// Creates a topic; one of the same name is [`crate::Code::AlreadyExists`].
     pub async fn create_topic(&self, topic: NewTopic) -> Result<Topic, Error> {
         let request = native::CreateTopicRequest {
             name: topic.name,
@@ -135,11 +137,13 @@ impl Admin {
         Ok(topic)
     }
 
+    /// Deletes a topic and all that is in it.
     pub async fn delete_topic(&self, name: &str) -> Result<(), Error> {
         let request = native::DeleteTopicRequest { name: name.into() };
         ask!(self, delete_topic, request).map(drop)
     }
 
+    /// All topics, by name.
     pub async fn list_topics(&self) -> Result<Vec<Topic>, Error> {
         let request = native::ListTopicsRequest {};
         Ok(ask!(self, list_topics, request)?.topics)
@@ -157,6 +161,7 @@ impl Admin {
         Ok(ask!(self, query_offsets, request)?.offsets)
     }
 
+    /// All consumer groups and how far they are.
     pub async fn list_groups(&self) -> Result<Vec<Group>, Error> {
         let request = native::ListGroupsRequest {};
         Ok(ask!(self, list_groups, request)?.groups)
@@ -179,7 +184,7 @@ impl Admin {
         ask!(self, commit_offset, request).map(drop)
     }
 
-    /// `None` if nothing was ever committed.
+    /// What a consumer group reads next in one queue; `None` if nothing was ever committed.
     pub async fn committed_offset(
         &self,
         group: &str,

@@ -8,22 +8,33 @@ use drumlin_proto::rocketmq;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Code {
+    /// A setting or a field of a message; the text says which.
     InvalidArgument,
+    /// No such topic, and none is created on first use.
     TopicNotFound,
+    /// No such consumer group.
     GroupNotFound,
+    /// Another broker leads the queue; the route will say which.
     NotLeader,
     /// The broker takes no more for now.
     Busy,
+    /// Something sent before it to the same queue failed.
     OutOfOrder,
+    /// Something of this name exists.
     AlreadyExists,
     /// The deadline passed and nothing was stored.
     DeadlineExceeded,
     /// It may or may not have been stored.
     UnknownOutcome,
+    /// The broker does not do this (yet).
     Unsupported,
+    /// A fault of the broker or of the connection to it.
     Internal,
+    /// The queue does not reach to this offset.
     OffsetOutOfRange,
+    /// Nobody answers, or nobody leads just now.
     Unavailable,
+    /// The broker's settings or state forbid it; the text says why.
     PreconditionFailed,
     /// The lease of a received message has ended or was replaced.
     LeaseEnded,
@@ -37,15 +48,19 @@ pub enum Code {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// All that is wrong with the settings of a builder.
     #[error("invalid configuration: {}", faults.join("; "))]
     Configuration { faults: Vec<String> },
+    /// Found before anything was sent.
     #[error("invalid message: {reason}")]
     InvalidMessage { reason: String },
+    /// No such topic, and none is created on first use.
     #[error("topic {topic} does not exist")]
     TopicNotFound { topic: String },
     /// A broker or nameserver answered with a failure.
     #[error("{message}")]
     Refused { code: Code, message: String },
+    /// Nobody answered at this address.
     #[error("{address} cannot be reached: {reason}")]
     Unreachable { address: String, reason: String },
     /// Nothing was sent; await [`crate::Producer::send`] to wait for room instead.
@@ -57,13 +72,16 @@ pub enum Error {
     /// It may or may not have been stored.
     #[error("it is not known whether it was stored: {reason}")]
     UnknownOutcome { reason: String },
+    /// The client, producer or consumer was shut down.
     #[error("shut down")]
     Closed,
+    /// A broker and this SDK do not fit together.
     #[error("the broker sent what makes no sense: {reason}")]
     Protocol { reason: String },
 }
 
 impl Error {
+    /// What kind of failure it is.
     pub fn code(&self) -> Code {
         match self {
             Self::Configuration { .. } | Self::InvalidMessage { .. } => Code::InvalidArgument,

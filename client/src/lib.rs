@@ -83,10 +83,12 @@ impl Client {
         Self::builder().endpoints([endpoint]).build().await
     }
 
+    /// For more than one endpoint.
     pub fn builder() -> ClientBuilder {
         ClientBuilder::default()
     }
 
+    /// Sends messages; see [`Producer`].
     pub fn producer(&self) -> ProducerBuilder {
         ProducerBuilder::new(self.clone())
     }
@@ -101,6 +103,7 @@ impl Client {
         PullConsumerBuilder::new(self.clone())
     }
 
+    /// Topics, groups and offsets.
     pub fn admin(&self) -> Admin {
         Admin::new(self.clone())
     }

@@ -24,6 +24,7 @@ pub struct Message {
 }
 
 impl Message {
+    /// A message without tag, keys or message group.
     pub fn new(topic: impl Into<String>, body: impl Into<Bytes>) -> Self {
         Self { topic: topic.into(), body: body.into(), ..Self::default() }
     }
@@ -46,11 +47,13 @@ impl Message {
         self
     }
 
+    /// Sets a user property.
     pub fn property(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.properties.insert(key.into(), value.into());
         self
     }
 
+    /// Passed on to consumers as it is.
     pub fn trace_context(mut self, trace_context: impl Into<String>) -> Self {
         self.trace_context = Some(trace_context.into());
         self
@@ -68,10 +71,12 @@ impl Message {
         self
     }
 
+    /// Where it goes.
     pub fn topic(&self) -> &str {
         &self.topic
     }
 
+    /// What it says.
     pub fn body(&self) -> &Bytes {
         &self.body
     }

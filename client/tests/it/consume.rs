@@ -188,3 +188,47 @@ async fn topic_that_is_missing_ends_the_stream_with_its_name() {
     assert_eq!(error.code(), Code::TopicNotFound);
     assert!(within(stream.next()).await.is_none());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chosen_queues_are_read_alone_and_must_exist() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    client.admin().create_topic(NewTopic::new("t", 3)).await.unwrap();
+    let producer = client.producer().build().await.unwrap();
+    let messages = (0..60).map(|n| Message::new("t", "x").message_group(format!("g{n}")));
+    let receipts = within(producer.send_batch(messages)).await.unwrap();
+    let in_queue_1 = receipts.iter().filter(|receipt| receipt.queue_id == 1).count();
+    let group = receipts[0].broker_group.to_string();
+    let read = |queue_id| {
+        let queues = Queues::some([(group.clone(), queue_id)]);
+        client.pull_consumer().assign("t", queues).stop_at_end().into_stream()
+    };
+    let mut stream = read(1);
+    let mut count = 0;
+    while let Some(record) = within(stream.next()).await {
+        assert_eq!(record.unwrap().queue_id, 1);
+        count += 1;
+    }
+    assert!(count > 0 && count == in_queue_1, "{count} of {in_queue_1}");
+    let error = within(read(3).next()).await.unwrap().unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shutdown_of_the_client_ends_all_it_made() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    fill(&client, "t", 0..3).await;
+    let producer = client.producer().build().await.unwrap();
+    let consumer = client.simple_consumer("g").subscribe("t", Filter::All);
+    let consumer = within(consumer.build()).await.unwrap();
+    let mut stream = client.pull_consumer().assign("t", Queues::All).into_stream();
+    within(stream.next()).await.unwrap().unwrap();
+    within(client.shutdown(WAIT)).await;
+    let sent = within(producer.send(Message::new("t", "x"))).await;
+    assert_eq!(sent.unwrap_err().code(), Code::Closed);
+    assert_eq!(within(consumer.receive(1, WAIT)).await.unwrap_err().code(), Code::Closed);
+    while let Some(record) = within(stream.next()).await {
+        record.unwrap();
+    }
+}

@@ -31,15 +31,14 @@ type Script = dyn Fn(usize, &ProduceRequest) -> status::Code + Send + Sync;
 #[derive(Clone)]
 struct Leader {
     script: Arc<Script>,
-    /// Queue and bodies of each run that was stored.
-    stored: Arc<Mutex<Vec<(i32, Vec<String>)>>>,
+    /// Bodies of what was stored, in order.
+    stored: Arc<Mutex<Vec<String>>>,
     route: Arc<Mutex<Option<TopicRoute>>>,
 }
 
 impl Leader {
     fn bodies(&self) -> Vec<String> {
-        let stored = self.stored.lock().expect("not poisoned");
-        stored.iter().flat_map(|(_, bodies)| bodies.clone()).collect()
+        self.stored.lock().expect("not poisoned").clone()
     }
 }
 
@@ -69,8 +68,7 @@ impl Broker for Leader {
             };
             number += 1;
             if code == status::Code::Ok {
-                let run = (request.queue_id, bodies(&request));
-                leader.stored.lock().expect("not poisoned").push(run);
+                leader.stored.lock().expect("not poisoned").extend(bodies(&request));
             } else {
                 failed.insert(request.queue_id);
             }
