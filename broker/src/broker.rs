@@ -281,6 +281,7 @@ pub(crate) async fn start_replica(
     metrics: &Metrics,
 ) -> Result<(Replica, Running), StartError> {
     let identity = data_dir.identity();
+    let (commit_seconds, elections) = metrics.of_replica();
     let options = start::Options {
         node_id: identity.node_id,
         group_uuid: identity.group_uuid,
@@ -294,6 +295,8 @@ pub(crate) async fn start_replica(
         heartbeat_interval: config.heartbeat_interval,
         election_timeout_min: config.election_timeout_min,
         election_timeout_max: config.election_timeout_max,
+        commit_seconds,
+        elections,
     };
     let opened = Checkpointer::open(
         Arc::new(RealDisk),

@@ -310,14 +310,10 @@ impl Metrics {
         }
     }
 
-    /// From the proposal of an entry to its commit and local sync.
-    pub fn commit_seconds(&self, took: Duration) {
-        self.commit_seconds.observe(took.as_secs_f64());
-    }
-
-    /// A new term has a leader.
-    pub fn leader_seen(&self) {
-        self.elections.inc();
+    /// What the replica feeds: seconds from the proposal of an entry to its commit and local sync,
+    /// and the leaders seen.
+    pub fn of_replica(&self) -> (Histogram, Counter) {
+        (self.commit_seconds.clone(), self.elections.clone())
     }
 
     pub fn topic_created(&self, succeeded: bool, took: Duration) {

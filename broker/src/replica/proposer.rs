@@ -17,6 +17,7 @@ use openraft::alias::OneshotReceiverOf;
 use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
 use openraft::raft::ClientWriteResult;
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -204,6 +205,8 @@ pub(crate) struct ProposerParts {
     pub(crate) readable: watch::Receiver<ReadableEnd>,
     pub(crate) refused: watch::Receiver<RunsRefused>,
     pub(crate) in_flight_bytes_max: u64,
+    /// From the proposal of an entry until it is readable.
+    pub(crate) commit_seconds: Histogram,
     pub(crate) stop: CancellationToken,
 }
 
@@ -223,7 +226,8 @@ pub(crate) fn start(parts: ProposerParts) -> (ProposerHandle, ProposerTasks) {
         refused: parts.refused.clone(),
         stop: parts.stop.clone(),
     };
-    let answering = tokio::spawn(answer_all(unanswered, parts.readable.clone()));
+    let answering =
+        tokio::spawn(answer_all(unanswered, parts.readable.clone(), parts.commit_seconds.clone()));
     let proposer = Proposer {
         parts,
         waiting,
@@ -313,7 +317,8 @@ impl Proposer {
             }
             return false;
         }
-        self.proposed.send(Proposed { outcome, replies }).await.is_ok()
+        let proposed_at = Instant::now();
+        self.proposed.send(Proposed { outcome, replies, proposed_at }).await.is_ok()
     }
 
     /// Waits while nobody is known to lead. Errors: who leads instead, if known.
@@ -469,18 +474,21 @@ fn build(
 struct Proposed {
     outcome: OneshotReceiverOf<TypeConfig, ClientWriteResult<TypeConfig>>,
     replies: Vec<Replies>,
+    proposed_at: Instant,
 }
 
 /// Answers entry by entry, each once it is readable here: committed, applied and durable.
 async fn answer_all(
     mut unanswered: mpsc::Receiver<Proposed>,
     mut readable: watch::Receiver<ReadableEnd>,
+    commit_seconds: Histogram,
 ) {
-    while let Some(Proposed { outcome, replies }) = unanswered.recv().await {
+    while let Some(Proposed { outcome, replies, proposed_at }) = unanswered.recv().await {
         let failure = match outcome.await {
             Ok(Ok(response)) => {
                 let index = EntryIndex::new(response.log_id.index);
                 if readable.wait_for(|end| end.index > index).await.is_ok() {
+                    commit_seconds.observe(proposed_at.elapsed().as_secs_f64());
                     let outcomes = response.data.0;
                     assert_eq!(outcomes.len(), replies.len(), "outcomes of entry {index}");
                     for (waiting, outcome) in replies.into_iter().zip(outcomes) {

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use drumlin_proto::ids::BrokerGroupName;
 use openraft::{SnapshotPolicy, StepDownPolicy};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -49,6 +51,10 @@ pub struct Options {
     pub heartbeat_interval: Duration,
     pub election_timeout_min: Duration,
     pub election_timeout_max: Duration,
+    /// From the proposal of an entry until it is readable.
+    pub commit_seconds: Histogram,
+    /// Leaders seen.
+    pub elections: Counter,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -118,10 +124,15 @@ pub async fn start(
         readable: published.readable(),
         refused: refused_seen,
         in_flight_bytes_max: options.in_flight_bytes_max,
+        commit_seconds: options.commit_seconds.clone(),
         stop: stop.child_token(),
     });
-    let senders =
-        StatusSenders { status: status_sender, clock_jump_ms: jump_sender, failed: failed_sender };
+    let senders = StatusSenders {
+        status: status_sender,
+        clock_jump_ms: jump_sender,
+        failed: failed_sender,
+        elections: options.elections.clone(),
+    };
     let trimming = Trimming {
         raft: raft.clone(),
         log: log.clone(),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use openraft::async_runtime::WatchReceiver;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +18,7 @@ use crate::position::Term;
 pub(crate) struct StatusSenders {
     pub(crate) status: watch::Sender<RaftStatus>,
     pub(crate) clock_jump_ms: watch::Sender<u64>,
+    pub(crate) elections: Counter,
     /// Why Raft has ended, if not by a shutdown.
     pub(crate) failed: watch::Sender<Option<String>>,
 }
@@ -77,6 +79,9 @@ fn announce(
     } else if before.serving && !status.serving {
         clock.resign();
         tracing::warn!(term = %status.term, "this node no longer leads the broker group");
+    }
+    if status.leader.is_some() && (status.leader, status.term) != (before.leader, before.term) {
+        senders.elections.inc();
     }
     senders.status.send_replace(status);
 }

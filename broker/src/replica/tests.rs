@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use drumlin_proto::ids::{BrokerGroupName, GroupName, QueueId, TopicName};
 use drumlin_proto::record::{RecordFields, RunBuilder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
 
 use super::checkpoint::Checkpointer;
 use super::restore::RestoreError;
@@ -14,7 +16,8 @@ use super::start::{Options, Running, StartError};
 use super::*;
 use crate::command::{ClientKey, GroupStart, Lease, LeaseId, TopicType};
 use crate::disk::RealDisk;
-use crate::log::LogOptions;
+use crate::log::faulty::{Fault, FaultyDisk};
+use crate::log::{Directory, LogOptions, Storage};
 use crate::replica::state::Limits;
 
 const GROUP_UUID: uuid::Uuid = uuid::Uuid::from_u128(7);
@@ -52,6 +55,12 @@ impl Home {
     }
 
     async fn try_start(&self) -> Result<Node, StartError> {
+        std::fs::create_dir_all(self.path("log")).unwrap();
+        let storage = Directory::open(&self.path("log")).unwrap();
+        self.try_start_on(Arc::new(storage)).await
+    }
+
+    async fn try_start_on(&self, storage: Arc<dyn Storage>) -> Result<Node, StartError> {
         let options = Options {
             node_id: 1,
             group_uuid: GROUP_UUID,
@@ -65,19 +74,21 @@ impl Home {
             heartbeat_interval: Duration::from_millis(100),
             election_timeout_min: Duration::from_millis(500),
             election_timeout_max: Duration::from_millis(900),
+            commit_seconds: Histogram::new([1.0]),
+            elections: Counter::default(),
         };
         let (checkpoints, index) = (self.path("checkpoint"), self.path("index"));
         let opened =
             Checkpointer::open(Arc::new(RealDisk), &checkpoints, &index, GROUP_UUID).unwrap();
-        let log_dir = self.path("log");
         let open_log = move |mark| {
             let options = LogOptions {
                 segment_bytes: SEGMENT_BYTES,
                 prepared_bytes: SEGMENT_BYTES,
                 reserve_bytes: 4096,
+                boot_id: uuid::Uuid::from_u128(1),
                 ..LogOptions::new(GROUP_UUID)
             };
-            Log::open(&log_dir, options, mark).map(|(log, _)| log)
+            Log::open_with(storage, options, mark).map(|(log, _)| log)
         };
         let (replica, running) = start::start(options, opened, open_log).await?;
         replica.read_barrier().await.unwrap();
@@ -171,6 +182,10 @@ impl Node {
         for number in 0..records {
             self.send(number % 2, &body).await;
         }
+    }
+
+    fn with_state<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.replica.view().state)
     }
 
     fn bodies(&self, number: u16) -> Vec<(u64, usize)> {
@@ -283,7 +298,7 @@ async fn checkpoint_full_replay_and_rebuilt_index_agree() {
 async fn trims_wait_for_both_checkpoints_and_lose_no_definitions() {
     let home = Home::new();
     let node = home.start().await;
-    let lease = node.furnish().await;
+    node.furnish().await;
     node.fill(60).await;
     node.replica.checkpoint().await.unwrap();
     node.fill(60).await;
@@ -305,13 +320,12 @@ async fn trims_wait_for_both_checkpoints_and_lose_no_definitions() {
         let node = home.start().await;
         assert_eq!(node.content(), content);
         assert_eq!(node.replica.queue_range(queue(0)).unwrap().0.get(), first_kept);
-        let view = node.replica.view();
-        assert!(view.state.catalog().topic_by_name(&TopicName::parse("t").unwrap()).is_some());
-        let group = view.state.catalog().group_by_name(&GroupName::parse("g").unwrap()).unwrap();
-        let leases = view.state.leases(group.id, queue(0)).unwrap();
-        assert!(leases.committed().get() >= first_kept, "trimmed records are settled");
-        drop(view);
-        assert!(lease.0 > 0);
+        let committed = node.with_state(|state| {
+            assert!(state.catalog().topic_by_name(&TopicName::parse("t").unwrap()).is_some());
+            let group = state.catalog().group_by_name(&GroupName::parse("g").unwrap()).unwrap();
+            state.leases(group.id, queue(0)).unwrap().committed()
+        });
+        assert!(committed.get() >= first_kept, "trimmed records are settled");
         node.stop().await;
     }
 }
@@ -330,11 +344,11 @@ async fn lease_survives_the_loss_of_the_newer_checkpoint() {
     std::fs::write(newest, b"nothing").unwrap();
     for home in [home, crashed] {
         let node = home.start().await;
-        let view = node.replica.view();
-        let (_, _, leases) = view.state.groups().iter().next().unwrap();
-        let held = leases.flight(QueueOffset::ZERO).unwrap();
-        assert_eq!(held.lease, lease);
-        drop(view);
+        let held = node.with_state(|state| {
+            let (_, _, leases) = state.groups().iter().next().unwrap();
+            leases.flight(QueueOffset::ZERO).unwrap().lease
+        });
+        assert_eq!(held, lease);
         node.stop().await;
     }
 }
@@ -369,4 +383,38 @@ async fn nothing_is_taken_after_the_stop() {
     let item = Item::Run { queue: queue(0), run: run(b"late") };
     let refused = replica.propose(item, None).await;
     assert!(matches!(refused, Err(ProposeError::Stopped(_))), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failed_write_or_sync_acknowledges_nothing_and_ends_the_node() {
+    for operation in 1..8 {
+        let home = Home::new();
+        std::fs::create_dir_all(home.path("log")).unwrap();
+        let disk = FaultyDisk::open(&home.path("log")).unwrap();
+        let node = home.try_start_on(Arc::new(disk.clone())).await.unwrap();
+        node.furnish().await;
+        disk.fail_at(operation, Fault::Error);
+        let mut acked = 0;
+        let failure = loop {
+            let item = Item::Run { queue: queue(1), run: run(b"x") };
+            match node.replica.propose(item, None).await {
+                Ok(_) => acked += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(
+            matches!(
+                failure,
+                ProposeError::UnknownOutcome
+                    | ProposeError::Stopped(_)
+                    | ProposeError::NotLeader { .. }
+            ),
+            "operation {operation}: {failure}"
+        );
+        assert!(!node.running.failed().await.is_empty());
+        assert_eq!(node.bodies(1).len(), acked, "nothing else became readable");
+        let range = node.replica.queue_range(queue(1)).unwrap();
+        assert_eq!(range.1.get(), u64::try_from(acked).unwrap());
+        node.stop().await;
+    }
 }

@@ -36,11 +36,11 @@ type Answer<T> = Result<Response<T>, Status>;
 /// A response whose status says what went wrong, if anything did.
 macro_rules! respond {
     ($work:expr, $Response:ident) => {{
-        let work = async { $work };
-        let response: Result<api::$Response, Fault> = work.await;
-        Ok(Response::new(response.unwrap_or_else(|fault| api::$Response {
-            status: fault.status(),
-            ..Default::default()
+        let response: Result<api::$Response, Fault> = $work;
+        Ok(Response::new(response.unwrap_or_else(|fault| {
+            let mut refused = api::$Response::default();
+            refused.status = fault.status();
+            refused
         })))
     }};
 }
@@ -193,6 +193,13 @@ impl AdminService {
         Ok(api::QueryOffsetsResponse { status: ok(), offsets })
     }
 
+    async fn topics(&self) -> Result<api::ListTopicsResponse, Fault> {
+        self.settled().await?;
+        let view = self.context.replica.view();
+        let topics = view.state.catalog().topics().map(|topic| wire_topic(topic)).collect();
+        Ok(api::ListTopicsResponse { status: ok(), topics })
+    }
+
     async fn groups(&self) -> Result<api::ListGroupsResponse, Fault> {
         self.settled().await?;
         let groups: Vec<Arc<ConsumerGroup>> =
@@ -340,15 +347,7 @@ impl Admin for AdminService {
         &self,
         _: Request<api::ListTopicsRequest>,
     ) -> Answer<api::ListTopicsResponse> {
-        respond!(
-            {
-                self.settled().await?;
-                let view = self.context.replica.view();
-                let topics = view.state.catalog().topics().map(|topic| wire_topic(topic)).collect();
-                Ok(api::ListTopicsResponse { status: ok(), topics })
-            },
-            ListTopicsResponse
-        )
+        respond!(self.topics().await, ListTopicsResponse)
     }
 
     async fn describe_topic(

@@ -74,10 +74,10 @@ impl Fetches {
                 }
             };
             let Ok(Some(FetchRequest { request: Some(request) })) = message else { break };
-            if let Some(refusal) = self.take(request) {
-                if self.responses.send(Ok(refusal)).await.is_err() {
-                    break;
-                }
+            if let Some(refusal) = self.take(request)
+                && self.responses.send(Ok(refusal)).await.is_err()
+            {
+                break;
             }
         }
         self.tasks.shutdown().await;
