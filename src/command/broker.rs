@@ -42,11 +42,21 @@ async fn serve(keys: &BrokerKeys) -> Result<(), Failure> {
         data_dir,
         "started"
     );
-    let signal = server::stop_signal().await?;
-    tracing::info!(signal, "stopping");
+    let ended = tokio::select! {
+        signal = server::stop_signal() => {
+            tracing::info!(signal = signal?, "stopping");
+            Ok(())
+        }
+        reason = broker.failed() => Err(run_failure(&reason)),
+    };
     broker.shutdown().await;
     tracing::info!("stopped");
-    Ok(())
+    ended
+}
+
+/// What a broker that can no longer write ends with.
+pub(crate) fn run_failure(reason: &str) -> Failure {
+    Failure::new(Kind::Failed, format!("the broker has failed: {reason}"))
 }
 
 /// Corruption has an exit code of its own.

@@ -111,12 +111,17 @@ impl Dev {
             http: broker.http_address().unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0))),
         };
         self.announce(&bound, global)?;
-        let signal = server::stop_signal().await?;
-        tracing::info!(signal, "stopping");
+        let ended = tokio::select! {
+            signal = server::stop_signal() => {
+                tracing::info!(signal = signal?, "stopping");
+                Ok(())
+            }
+            reason = broker.failed() => Err(super::broker::run_failure(&reason)),
+        };
         broker.shutdown().await;
         nameserver.shutdown().await;
         tracing::info!("stopped");
-        Ok(())
+        ended
     }
 
     fn announce(&self, bound: &Bound, global: &Global) -> std::io::Result<()> {
