@@ -1,6 +1,6 @@
 //! Log lines on stderr: one per event, for people or for machines.
 
-use std::fmt::{self, Debug, Write};
+use std::fmt::{self, Debug};
 use std::io::IsTerminal;
 
 use clap::ValueEnum;
@@ -35,6 +35,9 @@ impl FormatTime for Utc {
     }
 }
 
+/// Keys that mean the same in every line.
+const RESERVED: [&str; 5] = ["ts", "level", "target", "msg", "node"];
+
 /// One object per line: `ts`, `level`, `target`, `msg`, `node`, then the fields of the event.
 struct JsonLines {
     node: String,
@@ -63,7 +66,9 @@ where
         write!(writer, ",\"msg\":{}", Value::from(fields.message))?;
         write!(writer, ",\"node\":{}", Value::from(self.node.as_str()))?;
         for (name, value) in fields.others {
-            write!(writer, ",{}:{value}", Value::from(name))?;
+            // No key twice in one object.
+            let suffix = if RESERVED.contains(&name) { "_" } else { "" };
+            write!(writer, ",\"{name}{suffix}\":{value}")?;
         }
         writeln!(writer, "}}")
     }
@@ -172,7 +177,7 @@ mod tests {
             .event_format(JsonLines { node: "broker-a-0".into(), times: true })
             .finish();
         tracing::subscriber::with_default(subscriber, || {
-            tracing::warn!(took_ms = 12_u64, path = %"a\"b", ok = false, "said {}", "so");
+            tracing::warn!(took_ms = 12_u64, path = %"a\"b", ok = false, node = "b", "said {}", "so");
         });
 
         let text = String::from_utf8(lines.0.lock().expect("done").clone()).expect("text");
@@ -184,6 +189,7 @@ mod tests {
         assert_eq!(line["took_ms"], 12);
         assert_eq!(line["path"], "a\"b");
         assert_eq!(line["ok"], false);
+        assert_eq!(line["node_"], "b");
         assert!(line["ts"].as_str().is_some_and(|ts| ts.len() == 27 && ts.ends_with('Z')));
     }
 }

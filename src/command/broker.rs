@@ -42,21 +42,24 @@ async fn serve(keys: &BrokerKeys) -> Result<(), Failure> {
         data_dir,
         "started"
     );
-    let ended = tokio::select! {
-        signal = server::stop_signal() => {
-            tracing::info!(signal = signal?, "stopping");
-            Ok(())
-        }
-        reason = broker.failed() => Err(run_failure(&reason)),
-    };
+    let ended = run_until_stopped(&broker).await;
     broker.shutdown().await;
     tracing::info!("stopped");
     ended
 }
 
-/// What a broker that can no longer write ends with.
-pub(crate) fn run_failure(reason: &str) -> Failure {
-    Failure::new(Kind::Failed, format!("the broker has failed: {reason}"))
+/// Returns at a signal, or with the reason why the broker cannot go on.
+pub(crate) async fn run_until_stopped(broker: &Server) -> Result<(), Failure> {
+    tokio::select! {
+        signal = server::stop_signal() => {
+            tracing::info!(signal = signal?, "stopping");
+            Ok(())
+        }
+        reason = broker.failed() => {
+            tracing::error!(reason, "the broker failed");
+            Err(Failure::new(Kind::Failed, format!("the broker failed: {reason}")))
+        }
+    }
 }
 
 /// Corruption has an exit code of its own.

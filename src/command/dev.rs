@@ -111,13 +111,7 @@ impl Dev {
             http: broker.http_address().unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0))),
         };
         self.announce(&bound, global)?;
-        let ended = tokio::select! {
-            signal = server::stop_signal() => {
-                tracing::info!(signal = signal?, "stopping");
-                Ok(())
-            }
-            reason = broker.failed() => Err(super::broker::run_failure(&reason)),
-        };
+        let ended = super::broker::run_until_stopped(&broker).await;
         broker.shutdown().await;
         nameserver.shutdown().await;
         tracing::info!("stopped");

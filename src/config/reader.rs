@@ -31,9 +31,9 @@ pub(crate) struct Effective {
 }
 
 impl Effective {
-    /// Whether somebody set it.
+    /// Whether the user set it.
     pub(crate) fn is_given(&self) -> bool {
-        self.origin != Origin::Default
+        !matches!(self.origin, Origin::Default | Origin::Preset(_))
     }
 }
 

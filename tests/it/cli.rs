@@ -467,6 +467,7 @@ fn a_torn_tail_is_reported_and_no_fault() -> Result<()> {
     let segment = segment(&data)?;
     let mut bytes = std::fs::read(&segment)?;
     let frame = bytes[at..at + 40].to_vec();
+    bytes.resize(bytes.len().max(behind + 40), 0);
     bytes[behind..behind + 40].copy_from_slice(&frame);
     std::fs::write(&segment, bytes)?;
 
@@ -482,7 +483,7 @@ fn a_flipped_bit_below_the_durable_end_is_corruption() -> Result<()> {
     let data = dir.path().join("data");
     stopped(&data, true)?;
     let root = data.to_str().context("a path of text")?;
-    let (at, payload_bytes) = entry_at(root, 1)?;
+    let (at, payload_bytes) = entry_at(root, 2)?;
     assert!(payload_bytes > 0);
 
     let segment = segment(&data)?;
