@@ -18,6 +18,8 @@ pub(super) struct Caller {
     pub(super) version: String,
     /// Of resources that name none themselves; may be empty.
     pub(super) namespace: String,
+    /// For the log only.
+    pub(super) request_id: String,
     pub(super) deadline: Option<Instant>,
 }
 
@@ -43,6 +45,7 @@ impl Caller {
             language: text(metadata, "x-mq-language").to_owned(),
             version: text(metadata, "x-mq-client-version").to_owned(),
             namespace: text(metadata, "x-mq-namespace").to_owned(),
+            request_id: text(metadata, "x-mq-request-id").chars().take(64).collect(),
             deadline: timeout(text(metadata, "grpc-timeout"))
                 .and_then(|timeout| now.checked_add(timeout)),
         })

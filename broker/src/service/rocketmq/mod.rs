@@ -183,6 +183,7 @@ impl Edge {
             rpc,
             client = caller.map_or("", |caller| caller.client_id.as_str()),
             language = caller.map_or("", |caller| caller.language.as_str()),
+            request_id = caller.map_or("", |caller| caller.request_id.as_str()),
             version = caller.map_or("", |caller| caller.version.as_str()),
             timeout_ms = caller.and_then(|caller| caller.remaining(started)).map(|d| d.as_millis()),
             code = code.as_str_name(),

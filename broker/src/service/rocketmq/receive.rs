@@ -186,6 +186,7 @@ impl Edge {
         loop {
             let mut woken = std::pin::pin!(wakes.notified());
             woken.as_mut().enable();
+            self.still_defined(poll)?;
             match self.take(poll).await? {
                 Taken::Records(records) => return Ok(records),
                 Taken::OnTheWay => continue,
@@ -212,6 +213,20 @@ impl Edge {
                 }
             }
         }
+    }
+
+    /// A topic or group that was deleted, also one created again since, ends the poll.
+    fn still_defined(&self, poll: &PollRequest) -> Result<(), Fault> {
+        let view = self.replica().view();
+        let catalog = view.state.catalog();
+        if catalog.topic(poll.topic.id).is_none() {
+            return Err(Fault::topic_not_found(poll.topic.name.as_str()));
+        }
+        if catalog.group(poll.want.group).is_none() {
+            let text = format!("consumer group {} was deleted", poll.group);
+            return Err(Fault::new(Code::ConsumerGroupNotFound, text));
+        }
+        Ok(())
     }
 
     /// One round over the topic's queues.

@@ -33,7 +33,7 @@ struct Fixture {
     server: JoinHandle<()>,
     running: Running,
     stop: CancellationToken,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Fixture {
@@ -42,7 +42,10 @@ impl Fixture {
     }
 
     async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), change).await
+    }
+
+    async fn start_in(dir: tempfile::TempDir, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::embedded(dir.path().to_owned());
         config.segment_bytes = 16 << 20;
         config.prepared_bytes = 1 << 20;
@@ -71,16 +74,21 @@ impl Fixture {
             .unwrap()
             .max_encoding_message_size(64 << 20)
             .max_decoding_message_size(64 << 20);
-        Self { edge, client, address, server, running, stop, _dir: dir }
+        Self { edge, client, address, server, running, stop, dir }
     }
 
-    async fn stop(self) {
+    async fn stop(self) -> tempfile::TempDir {
         self.stop.cancel();
         drop(self.client);
         self.server.await.unwrap();
         self.edge.stopped().await;
         drop(self.edge);
         self.running.shutdown().await;
+        self.dir
+    }
+
+    async fn restart(self) -> Self {
+        Self::start_in(self.stop().await, |_| ()).await
     }
 
     /// Creates a topic by asking for its route.

@@ -495,6 +495,40 @@ async fn faults_of_a_poll_are_frames_too() {
 }
 
 #[tokio::test]
+async fn leases_handles_and_attempts_survive_a_restart() {
+    let fixture = Fixture::start().await;
+    fixture.topic(TOPIC).await;
+    fixture.store(vec![message("a"), message("b")]).await;
+    let received = fixture.receive(poll(LONG, LEASE)).await;
+    assert_eq!(received.bodies(), ["a", "b"]);
+    let fixture = fixture.restart().await;
+    assert_eq!(fixture.receive(poll(SHORT, LEASE)).await.code(), Code::MessageNotFound);
+    assert_eq!(fixture.ack(&received.messages[0]).await, Code::Ok);
+    let changed = fixture.change(handle(&received.messages[1]), Duration::ZERO).await;
+    assert_eq!(code(&changed.status), Code::Ok);
+    let again = fixture.receive(poll(LONG, LEASE)).await;
+    assert_eq!((again.bodies(), attempt(&again.messages[0])), (vec!["b"], 2));
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_deleted_topic_ends_its_polls() {
+    let fixture = Fixture::start().await;
+    fixture.topic(TOPIC).await;
+    let name = drumlin_proto::ids::TopicName::parse(TOPIC).unwrap();
+    let topic = fixture.edge.topic(&name).unwrap().id;
+    let waiting = fixture.receive(poll(LONG, LEASE));
+    let deleting = async {
+        until(&fixture, |fixture| fixture.edge.clients().count() > 0).await;
+        let delete = Item::Command(Command::DeleteTopic { topic });
+        fixture.edge.replica().propose(delete, None).await.unwrap();
+    };
+    let (received, ()) = tokio::join!(waiting, deleting);
+    assert_eq!(received.code(), Code::TopicNotFound);
+    fixture.stop().await;
+}
+
+#[tokio::test]
 async fn a_stopping_broker_ends_its_polls() {
     let fixture = Fixture::start().await;
     fixture.topic(TOPIC).await;

@@ -139,6 +139,24 @@ async fn types_that_are_not_built_are_refused_in_clear_words() {
 }
 
 #[tokio::test]
+async fn a_full_disk_throttles_producers_and_lets_consumers_go_on() {
+    let fixture = Fixture::start().await;
+    fixture.topic(TOPIC).await;
+    fixture.store(vec![message("before")]).await;
+    fixture.edge.replica().refuse_runs(Some("/data is 91 % full".into()));
+    let refused = fixture.send(vec![message("during")]).await;
+    assert_eq!(code(&refused.status), Code::TooManyRequests);
+    assert_eq!(code(&refused.entries[0].status), Code::TooManyRequests);
+    assert!(refused.status.unwrap().message.contains("91 % full"));
+    let received = fixture.receive(poll(LONG, LEASE)).await;
+    assert_eq!(received.bodies(), ["before"]);
+    assert_eq!(fixture.ack(&received.messages[0]).await, Code::Ok);
+    fixture.edge.replica().refuse_runs(None);
+    fixture.store(vec![message("after")]).await;
+    fixture.stop().await;
+}
+
+#[tokio::test]
 async fn rust_5_0_0_is_not_told_of_empty_bodies() {
     let fixture = Fixture::start().await;
     fixture.topic(TOPIC).await;
