@@ -216,3 +216,95 @@ fn u32_at(raw: &[u8; FRAME_HEADER_BYTES], at: usize) -> u32 {
 fn u64_at(raw: &[u8; FRAME_HEADER_BYTES], at: usize) -> u64 {
     u64::from(u32_at(raw, at)) | u64::from(u32_at(raw, at + 4)) << 32
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn header() -> impl Strategy<Value = FrameHeader> {
+        let kind = (0u8..5).prop_map(|raw| EntryKind::parse(raw).unwrap());
+        let payload_bytes = 0..=u32::try_from(PAYLOAD_BYTES_MAX).unwrap();
+        let own = (any::<u64>(), any::<u64>(), any::<u64>());
+        (any::<[u64; 3]>(), kind, payload_bytes, any::<[u32; 2]>(), own).prop_map(
+            |([term, index, clock_ms], kind, payload_bytes, [item_count, payload_crc], own)| {
+                FrameHeader {
+                    id: EntryId { term: Term::new(term), index: EntryIndex::new(index) },
+                    kind,
+                    clock_ms,
+                    payload_bytes,
+                    item_count,
+                    payload_crc,
+                    durable_end: EntryIndex::new(own.0),
+                    incarnation: own.1,
+                    position: LogOffset::new(own.2),
+                }
+            },
+        )
+    }
+
+    fn key() -> FrameKey {
+        FrameKey::of_group(uuid::Uuid::from_u128(5))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn headers_come_back_as_they_were(header in header()) {
+            let decoded = FrameHeader::decode(&header.encode(key()), key());
+            prop_assert_eq!(decoded, Ok(header));
+        }
+
+        #[test]
+        fn a_flipped_bit_is_noticed(header in header(), bit in 0..8 * FRAME_HEADER_BYTES) {
+            let mut raw = header.encode(key());
+            raw[bit / 8] ^= 1 << (bit % 8);
+            let wanted = if bit < 32 { FrameError::Magic } else { FrameError::Checksum };
+            prop_assert_eq!(FrameHeader::decode(&raw, key()), Err(wanted));
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_panic(raw: [[u8; 16]; 5]) {
+            let mut bytes = [0; FRAME_HEADER_BYTES];
+            bytes.copy_from_slice(raw.as_flattened());
+            bytes[..4].copy_from_slice(&FRAME_MAGIC);
+            let checksum = key().checksum(&bytes[8..]);
+            bytes[4..8].copy_from_slice(&checksum.to_le_bytes());
+            if let Ok(header) = FrameHeader::decode(&bytes, key()) {
+                prop_assert!(header.payload_bytes as usize <= PAYLOAD_BYTES_MAX);
+            }
+        }
+
+        #[test]
+        fn another_groups_frames_are_refused(header in header()) {
+            let other = FrameKey::of_group(uuid::Uuid::from_u128(6));
+            let raw = header.encode(other);
+            prop_assert_eq!(FrameHeader::decode(&raw, key()), Err(FrameError::Checksum));
+        }
+    }
+
+    #[test]
+    fn versions_and_kinds_of_newer_releases_are_named() {
+        let entry = Entry {
+            id: EntryId { term: Term::new(1), index: EntryIndex::new(2) },
+            kind: EntryKind::Blank,
+            clock_ms: 0,
+            item_count: 0,
+            payload_crc: 0,
+            payload: Bytes::new(),
+        };
+        let header = FrameHeader::new(&entry, LogOffset::ZERO, 1, EntryIndex::ZERO);
+        let changed = |at: usize, value: u8| {
+            let mut raw = header.encode(key());
+            raw[at] = value;
+            let checksum = key().checksum(&raw[8..]);
+            raw[4..8].copy_from_slice(&checksum.to_le_bytes());
+            FrameHeader::decode(&raw, key())
+        };
+        assert_eq!(changed(8, 2), Err(FrameError::Version(2)));
+        assert_eq!(changed(10, 5), Err(FrameError::Kind(5)));
+        assert_eq!(changed(43, 2), Err(FrameError::PayloadBytes(2 << 24)));
+    }
+}

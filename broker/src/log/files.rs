@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::LogOptions;
 use super::segment::{HEADER_BYTES, Segment, SegmentHeader, parse_file_name};
-use super::storage::{Storage, is_full, write_all_at};
+use super::storage::{Storage, fill_zeros, is_full, write_all_at};
 use super::writer::Active;
 use crate::entry::FrameKey;
 use crate::position::{EntryIndex, LogOffset, Term};
@@ -16,6 +16,8 @@ use crate::position::{EntryIndex, LogOffset, Term};
 const RESERVE_FILE: &str = "reserve";
 const NEXT_FILE: &str = "next.tmp";
 const POOL_SUFFIX: &str = ".pool";
+/// A file made ahead for the next segment.
+const PREPARED_FILE: &str = "prepared.tmp";
 /// Recycled files that wait for use; more are not worth their space.
 const POOL_FILES_MAX: usize = 2;
 
@@ -33,6 +35,8 @@ pub(super) struct Files {
 struct Ready {
     /// Names of recycled files.
     pool: Vec<String>,
+    /// The prepared file is there.
+    prepared: bool,
     reserve: bool,
 }
 
@@ -76,7 +80,7 @@ pub(super) fn list(storage: &dyn Storage) -> io::Result<Listing> {
 
 impl Files {
     pub(super) fn new(storage: Arc<dyn Storage>, options: &LogOptions, listing: &Listing) -> Self {
-        let ready = Ready { pool: listing.pool.clone(), reserve: listing.reserve };
+        let ready = Ready { pool: listing.pool.clone(), prepared: false, reserve: listing.reserve };
         Self {
             storage,
             group_uuid: options.group_uuid,
@@ -93,7 +97,10 @@ impl Files {
     /// Makes a segment's file durably: whoever finds one under a segment's name finds its header
     /// valid. May be called again after an error: it starts over.
     pub(super) fn begin(&self, new: NewSegment, incarnation: u64) -> io::Result<Active> {
-        let recycled = self.ready.lock().pool.last().cloned();
+        let (recycled, prepared) = {
+            let ready = self.ready.lock();
+            (ready.pool.last().cloned(), ready.prepared)
+        };
         let header = SegmentHeader {
             group_uuid: self.group_uuid,
             incarnation,
@@ -104,21 +111,51 @@ impl Files {
             anew: new.anew,
             recycled: recycled.is_some(),
         };
-        let temporary = recycled.as_deref().unwrap_or(NEXT_FILE);
-        let file = match &recycled {
-            Some(name) => self.storage.open(name)?,
-            None => self.storage.create(NEXT_FILE)?,
+        let temporary = match &recycled {
+            Some(name) => name,
+            None if prepared => PREPARED_FILE,
+            None => NEXT_FILE,
+        };
+        let file = if recycled.is_some() || prepared {
+            self.storage.open(temporary)?
+        } else {
+            self.storage.create(temporary)?
         };
         write_all_at(file.as_ref(), &header.encode(), 0)?;
         file.sync()?;
         let name = header.file_name();
         self.storage.rename(temporary, &name)?;
-        self.ready.lock().pool.retain(|pooled| Some(pooled) != recycled.as_ref());
+        {
+            let mut ready = self.ready.lock();
+            ready.pool.retain(|pooled| Some(pooled) != recycled.as_ref());
+            ready.prepared &= recycled.is_some();
+        }
         self.storage.sync_folder("")?;
         let key = FrameKey::of_group(self.group_uuid);
         let segment =
             Segment::new(header, name, file.as_ref(), self.segment_bytes, HEADER_BYTES, key)?;
         Ok(Active { segment: Arc::new(segment), file })
+    }
+
+    /// Makes a file of `bytes` zeros for the next segment, unless one is ready.
+    pub(super) fn make_next(&self, bytes: u64) -> io::Result<()> {
+        {
+            let ready = self.ready.lock();
+            if ready.prepared || !ready.pool.is_empty() {
+                return Ok(());
+            }
+        }
+        let file = self.storage.create(PREPARED_FILE)?;
+        match fill_zeros(file.as_ref(), 0, bytes).and_then(|()| file.sync()) {
+            Ok(()) => {
+                self.ready.lock().prepared = true;
+                Ok(())
+            }
+            Err(error) => {
+                self.remove(PREPARED_FILE)?;
+                Err(error)
+            }
+        }
     }
 
     pub(super) fn remove(&self, name: &str) -> io::Result<()> {
@@ -152,6 +189,12 @@ impl Files {
         if let Some(name) = ready.pool.pop() {
             drop(ready);
             self.remove(&name)?;
+            return Ok(true);
+        }
+        if ready.prepared {
+            ready.prepared = false;
+            drop(ready);
+            self.remove(PREPARED_FILE)?;
             return Ok(true);
         }
         if !ready.reserve {

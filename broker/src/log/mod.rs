@@ -9,6 +9,7 @@ mod files;
 pub mod inspect;
 mod mapping;
 mod metrics;
+mod prepare;
 mod published;
 mod quarantine;
 mod reader;
@@ -37,6 +38,7 @@ use tokio::sync::{oneshot, watch};
 use self::files::Files;
 pub use self::mapping::Mapping;
 pub use self::metrics::LogMetrics;
+use self::prepare::Ahead;
 use self::published::{End, Published, View};
 pub use self::segment::{SegmentError, SegmentHeader};
 pub use self::storage::{Directory, Storage, StorageFile};
@@ -169,6 +171,8 @@ struct Inner {
     /// last handle goes. Unbounded, but what it holds counts in the tail, which is bounded.
     commands: Option<Sender<Command>>,
     writer: Mutex<Option<JoinHandle<()>>>,
+    ahead: Arc<Ahead>,
+    preparer: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -186,6 +190,12 @@ impl Drop for Inner {
 
 impl Inner {
     fn join(&self) {
+        self.ahead.stop();
+        if let Some(preparer) = self.preparer.lock().take()
+            && preparer.join().is_err()
+        {
+            tracing::warn!("the thread that prepares space panicked");
+        }
         let Some(writer) = self.writer.lock().take() else { return };
         // A callback may hold the last handle.
         if writer.thread().id() == std::thread::current().id() {
@@ -226,6 +236,9 @@ impl Log {
                 writer.run(&queue);
             })?;
         inner.writer = Mutex::new(Some(thread));
+        let ahead = Arc::clone(&inner.ahead);
+        let preparer = std::thread::Builder::new().name("log-prepare".to_owned());
+        inner.preparer = Mutex::new(Some(preparer.spawn(move || ahead.run())?));
         Ok((Self { inner: Arc::new(inner) }, report))
     }
 
@@ -470,6 +483,14 @@ fn assemble(
     ));
     published.disk_full.send_replace(!reserve);
     let files = Arc::new(recovered.files);
+    let ahead = Arc::new(Ahead::new(
+        Arc::clone(&files),
+        options.segment_bytes,
+        options.prepared_bytes,
+        published.disk_full.subscribe(),
+    ));
+    let active = &recovered.start.active.segment;
+    ahead.follow(active.name(), active.end_at())?;
     let closing = Arc::new(AtomicBool::new(false));
     let (commands, queue) = crossbeam_channel::unbounded();
     let inner = Inner {
@@ -479,8 +500,10 @@ fn assemble(
         closing: Arc::clone(&closing),
         commands: Some(commands),
         writer: Mutex::new(None),
+        ahead: Arc::clone(&ahead),
+        preparer: Mutex::new(None),
     };
-    let writer = Writer::new(files, options, published, closing, recovered.start);
+    let writer = Writer::new(files, ahead, options, published, closing, recovered.start);
     Ok((inner, writer, queue, recovered.report))
 }
 

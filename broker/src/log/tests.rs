@@ -254,3 +254,42 @@ fn appends_after_close_are_refused() {
     assert!(log.append(vec![entry(1, 0, payload(0, 1))], Box::new(|_| {})).is_err());
     assert!(log.closed().borrow().is_some());
 }
+
+#[test]
+fn zeros_ahead_of_the_writer_never_cover_what_it_wrote() {
+    let dir = temp_dir();
+    let mut options = options();
+    options.segment_bytes = 3 << 20;
+    options.prepared_bytes = 8 << 20;
+    let (log, _) = Log::open(dir.path(), options.clone(), None).unwrap();
+    let sizes = [10, 3_000, 250_000, 70_000];
+    let entries: Vec<Entry> =
+        (0..200).map(|i| entry(1, i, payload(i, sizes[usize::try_from(i % 4).unwrap()]))).collect();
+    for batch in entries.chunks(3) {
+        append_synced(&log, batch.to_vec()).unwrap();
+    }
+    assert_eq!(all(&log), entries);
+    log.close();
+    let sealed = segment_names(&dir);
+    let first = std::fs::metadata(dir.path().join(&sealed[0])).unwrap().len();
+    assert!(sealed.len() > 4 && first > 2 << 20);
+    let (log, report) = Log::open(dir.path(), options, None).unwrap();
+    assert_eq!(report.torn_tail, None);
+    assert_eq!(all(&log), entries);
+}
+
+#[test]
+fn the_next_segments_file_is_made_before_it_is_needed() {
+    let dir = temp_dir();
+    let mut options = options();
+    options.segment_bytes = 1 << 20;
+    options.prepared_bytes = 1 << 20;
+    let (log, _) = Log::open(dir.path(), options, None).unwrap();
+    let prepared = dir.path().join("prepared.tmp");
+    let began = Instant::now();
+    while std::fs::metadata(&prepared).map_or(0, |facts| facts.len()) < 1 << 20 {
+        assert!(began.elapsed().as_secs() < 60, "nothing was prepared");
+        std::thread::yield_now();
+    }
+    log.close();
+}

@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use tokio::sync::oneshot;
 
 use super::files::{Files, NewSegment};
+use super::prepare::Ahead;
 use super::published::{End, Published};
 use super::quarantine;
 use super::segment::{HEADER_BYTES, Segment};
@@ -90,6 +91,7 @@ pub(super) struct Writer {
     options: LogOptions,
     key: FrameKey,
     files: Arc<Files>,
+    ahead: Arc<Ahead>,
     published: Arc<Published>,
     closing: Arc<AtomicBool>,
     active: Active,
@@ -128,6 +130,7 @@ enum After {
 impl Writer {
     pub(super) fn new(
         files: Arc<Files>,
+        ahead: Arc<Ahead>,
         options: LogOptions,
         published: Arc<Published>,
         closing: Arc<AtomicBool>,
@@ -138,6 +141,7 @@ impl Writer {
             key: FrameKey::of_group(options.group_uuid),
             options,
             files,
+            ahead,
             published,
             closing,
             active: start.active,
@@ -320,6 +324,7 @@ impl Writer {
         let block = std::mem::take(&mut self.block);
         let file = Arc::clone(&self.active.file);
         let at = self.block_at;
+        self.ahead.claim(at + block.len() as u64);
         let written = self.with_space(|| write_all_at(file.as_ref(), &block, at));
         self.block = block;
         written?;
@@ -390,6 +395,7 @@ impl Writer {
         let incarnation = self.next_incarnation;
         self.next_incarnation += 1;
         let active = self.with_space(|| self.files.begin(new, incarnation))?;
+        self.with_space(|| self.ahead.follow(active.segment.name(), HEADER_BYTES))?;
         self.begun.push(Arc::clone(&active.segment));
         self.active = active;
         self.block_at = HEADER_BYTES;

@@ -33,6 +33,11 @@ fn work(driver: &mut Driver) -> bool {
     driver.step()
 }
 
+/// Nobody but the writer touches the disk.
+fn unprepared() -> LogOptions {
+    LogOptions { prepared_bytes: 0, ..small_options() }
+}
+
 fn operations_of_work() -> (u64, u64) {
     let mut driver = Driver::new();
     let opened = driver.disk.operations();
@@ -127,7 +132,7 @@ fn writes_wait_on_a_full_disk_and_go_on_by_themselves() {
     let dir = temp_dir();
     let disk = FaultyDisk::open(dir.path()).unwrap();
     let storage = Arc::new(disk.clone());
-    let (log, _) = Log::open_with(storage, small_options(), None).unwrap();
+    let (log, _) = Log::open_with(storage, unprepared(), None).unwrap();
     let mut full = log.disk_full();
     assert!(!*full.borrow_and_update());
     disk.fail_at(1, Fault::Full(6));
@@ -145,7 +150,7 @@ fn closing_on_a_full_disk_ends_without_completing_anyone() {
     let dir = temp_dir();
     let disk = FaultyDisk::open(dir.path()).unwrap();
     let storage = Arc::new(disk.clone());
-    let (log, _) = Log::open_with(storage, small_options(), None).unwrap();
+    let (log, _) = Log::open_with(storage, unprepared(), None).unwrap();
     disk.fail_at(1, Fault::Full(u32::MAX));
     let (told, result) = std::sync::mpsc::channel();
     let flushed = Box::new(move |result: io::Result<()>| told.send(result.is_ok()).unwrap());
