@@ -15,9 +15,10 @@ use crate::position::{EntryIndex, LogOffset};
 use crate::replica::Item;
 use crate::retention::{DiskLevel, DiskThresholds, DiskWatch, Policy, SegmentSpan, trim_below};
 
+/// Between two looks at the disk.
 const TICK: Duration = Duration::from_secs(1);
 /// Between two looks at what is too old.
-const RETENTION_TICKS: u64 = 10;
+const RETENTION_INTERVAL: Duration = Duration::from_secs(10);
 const TRIM_TIMEOUT: Duration = Duration::from_secs(10);
 /// Raft's own entries have no clock; a segment holds a few of them in a row at most.
 const CLOCKLESS_MAX: u64 = 64;
@@ -41,24 +42,27 @@ impl Upkeep {
     }
 
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let mut ticks = tokio::time::interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let every = |period| {
+            let mut ticks = tokio::time::interval(period);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        };
+        let (mut looks, mut trims) = (every(TICK), every(RETENTION_INTERVAL));
         let mut full = self.context.replica.log().disk_full();
-        let mut count: u64 = 0;
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                _ = ticks.tick() => count += 1,
+                _ = trims.tick() => {
+                    if let Err(error) = self.trim().await {
+                        tracing::warn!(error, "nothing was trimmed");
+                    }
+                    continue;
+                }
+                _ = looks.tick() => {}
                 changed = full.changed() => if changed.is_err() { break },
             }
             let out_of_space = *full.borrow_and_update();
             self.watch_disk(out_of_space);
-            if count.is_multiple_of(RETENTION_TICKS) {
-                count += 1;
-                if let Err(error) = self.trim().await {
-                    tracing::warn!(error, "nothing was trimmed");
-                }
-            }
         }
     }
 
