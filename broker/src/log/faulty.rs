@@ -128,6 +128,14 @@ impl FaultyDisk {
         self.disk.lock().powered
     }
 
+    /// The process is started anew after [`Fault::PowerLoss`], which was only its own end: what it
+    /// had written is readable, and no more durable than before.
+    pub fn restart_process(&self) {
+        let mut disk = self.disk.lock();
+        disk.powered = true;
+        disk.fault = None;
+    }
+
     /// Writes what a power loss now would leave into another, empty directory.
     pub fn crash(&self, keep: Keep, into: &Path) -> io::Result<()> {
         let disk = self.disk.lock();
@@ -374,6 +382,16 @@ impl StorageFile for FaultyFile {
     }
 
     fn drop_cache(&self) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        let state = &mut disk.files[self.number];
+        for sector in std::mem::take(&mut state.lost) {
+            let start = usize::try_from(sector * SECTOR_BYTES).map_err(io::Error::other)?;
+            let durable = state.durable.get(start..).unwrap_or_default();
+            let mut bytes = [0; SECTOR];
+            let count = durable.len().min(SECTOR);
+            bytes[..count].copy_from_slice(&durable[..count]);
+            write_all_at(state.real.as_ref(), &bytes, sector * SECTOR_BYTES)?;
+        }
         Ok(())
     }
 

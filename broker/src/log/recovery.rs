@@ -65,10 +65,9 @@ pub(super) fn recover(
     options: &LogOptions,
     mark: Option<CheckpointMark>,
 ) -> Result<Recovered, OpenError> {
+    // A name that a killed process made counts from here on, so the power must not undo it later.
+    storage.sync_folder("")?;
     let listing = list(storage.as_ref())?;
-    for name in &listing.temporary {
-        storage.remove(name)?;
-    }
     let used = !listing.segments.is_empty();
     let (local, local_slots) = load_local(storage.as_ref(), options.group_uuid)?;
     let (vote, vote_slots) = load_vote(storage.as_ref(), options.group_uuid, used, local.as_ref())?;
@@ -76,10 +75,12 @@ pub(super) fn recover(
     let newest = found.iter().map(|segment| segment.header.incarnation).max().unwrap_or(0);
     let (chain, overridden) = chain(found.clone());
     check_chain(&chain, newest, local.as_ref(), mark.as_ref())?;
-    for segment in &overridden {
-        storage.remove(&segment.name)?;
-    }
     let files = Files::new(storage, options, &listing);
+    // Only now: what is missing above may be found under such a name.
+    let dropped = overridden.iter().map(|segment| &segment.name);
+    for name in dropped.chain(&listing.temporary) {
+        files.remove(name)?;
+    }
     let next_incarnation = newest.max(local.map_or(0, |facts| facts.incarnation)) + 1;
     let state = State { files, options, next_incarnation, chain };
     let (opened, last, report) = if state.chain.is_empty() {
@@ -311,7 +312,6 @@ pub(super) fn check_chain(
     let missing = |reason: String| Err(OpenError::Missing { reason });
     if let Some(local) = local
         && local.incarnation > newest
-        && (local.durable_end > EntryIndex::ZERO || newest > 0)
     {
         let wanted = local.incarnation;
         return missing(format!("segment {wanted} was begun, the newest there is is {newest}"));

@@ -38,6 +38,19 @@ pub(super) struct Slots {
 }
 
 impl Slots {
+    /// Makes what a killed process wrote durable, or unreadable where that failed, before anything
+    /// is built on it.
+    pub(super) fn settle(storage: &dyn Storage, name: &str) -> io::Result<()> {
+        match storage.open(name) {
+            Ok(file) => {
+                file.sync()?;
+                file.drop_cache()
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// What the file holds.
     pub(super) fn load(
         storage: &dyn Storage,

@@ -34,6 +34,7 @@ pub(super) fn load_vote(
     used: bool,
     local: Option<&Local>,
 ) -> Result<(Option<Vote>, Slots), OpenError> {
+    Slots::settle(storage, VOTE_FILE)?;
     let sequence_min = local.map_or(0, |facts| facts.vote_sequence);
     let invalid = |reason: &str| OpenError::State { file: VOTE_FILE, reason: reason.to_owned() };
     let (vote, sequence) = match Slots::load(storage, VOTE_FILE, VOTE_MAGIC, group_uuid)? {
@@ -69,6 +70,7 @@ pub(super) fn load_local(
     storage: &dyn Storage,
     group_uuid: uuid::Uuid,
 ) -> Result<(Option<Local>, Slots), OpenError> {
+    Slots::settle(storage, LOCAL_FILE)?;
     let (local, sequence) = match Slots::load(storage, LOCAL_FILE, LOCAL_MAGIC, group_uuid)? {
         Found::Missing | Found::Empty | Found::FirstTorn => (None, None),
         Found::Invalid => {

@@ -80,7 +80,7 @@ impl StorageFile for MemoryFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        unsupported()
+        Ok(())
     }
 
     fn file_bytes(&self) -> io::Result<u64> {
@@ -92,7 +92,7 @@ impl StorageFile for MemoryFile {
     }
 
     fn drop_cache(&self) -> io::Result<()> {
-        unsupported()
+        Ok(())
     }
 
     fn map(&self, _bytes: usize) -> io::Result<Mapping> {
@@ -238,6 +238,19 @@ fn a_missing_segment_is_refused() {
         std::fs::write(dir.path().join(name), &whole[*name]).unwrap();
     }
     Log::open(dir.path(), options(), None).unwrap();
+}
+
+#[test]
+fn a_used_log_without_its_only_segment_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = Log::open(dir.path(), options(), None).unwrap();
+    append_synced(&log, vec![entry(1, 0, payload(0, 100))]).unwrap();
+    drop(log);
+    let whole = files(dir.path());
+    let segment = whole.keys().find(|name| name.ends_with(".log")).unwrap();
+    std::fs::remove_file(dir.path().join(segment)).unwrap();
+    let opened = Log::open(dir.path(), options(), None);
+    assert!(matches!(opened, Err(OpenError::Missing { .. })), "{opened:?}");
 }
 
 #[test]

@@ -186,12 +186,9 @@ impl Driver {
     }
 
     /// Loses power, starts again twice, and goes on from there.
-    pub(super) fn crash(mut self, keep: Keep, during_start: Option<u64>) -> Self {
-        let durable = self.durable().max(*self.told.acked.lock());
-        let (versions, vote) = (self.versions.clone(), (self.vote, self.vote_asked));
+    pub(super) fn crash(self, keep: Keep, during_start: Option<u64>) -> Self {
         let mut dir = temp_dir();
         self.disk.crash(keep, dir.path()).unwrap();
-        drop((self.log, self.stepper));
         if let Some(operations) = during_start {
             let disk = FaultyDisk::open(dir.path()).unwrap();
             disk.fail_at(operations + 1, super::super::faulty::Fault::PowerLoss);
@@ -202,10 +199,26 @@ impl Driver {
             disk.crash(keep, after.path()).unwrap();
             dir = after;
         }
-        let (log, stepper, disk) = reopen(dir.path(), self.mark);
+        let disk = FaultyDisk::open(dir.path()).unwrap();
+        self.restart(disk, Some(dir))
+    }
+
+    /// The process is killed, and starts again twice on what it had left. The machine goes on.
+    pub(super) fn kill(self) -> Self {
+        let disk = self.disk.clone();
+        disk.restart_process();
+        self.restart(disk, None)
+    }
+
+    /// Compares what comes back with what was known.
+    fn restart(mut self, disk: FaultyDisk, moved_to: Option<TempDir>) -> Self {
+        let durable = self.durable().max(*self.told.acked.lock());
+        let (versions, vote) = (self.versions.clone(), (self.vote, self.vote_asked));
+        drop((self.log, self.stepper));
+        let dir = moved_to.unwrap_or(self.dir);
+        drop(reopen(&disk, self.mark));
         let once = files(dir.path());
-        drop((log, stepper, disk));
-        let (log, stepper, disk) = reopen(dir.path(), self.mark);
+        let (log, stepper) = reopen(&disk, self.mark);
         assert_eq!(files(dir.path()), once, "recovering again changed bytes");
 
         let first = usize::try_from(first_index(&log)).unwrap();
@@ -231,7 +244,8 @@ impl Driver {
         assert!(!self.stepper.step());
         let dir = self.dir;
         drop((self.log, self.stepper));
-        let (log, stepper, disk) = reopen(dir.path(), self.mark);
+        let disk = FaultyDisk::open(dir.path()).unwrap();
+        let (log, stepper) = reopen(&disk, self.mark);
         let last = self.versions.pop().unwrap();
         self.versions = vec![last];
         self.vote = log.vote();
@@ -240,12 +254,11 @@ impl Driver {
     }
 }
 
-fn reopen(dir: &Path, mark: Option<CheckpointMark>) -> (Log, Stepper, FaultyDisk) {
-    let disk = FaultyDisk::open(dir).unwrap();
+fn reopen(disk: &FaultyDisk, mark: Option<CheckpointMark>) -> (Log, Stepper) {
     let opened = Log::open_stepped(Arc::new(disk.clone()), small_options(), mark);
     let (log, _, stepper) =
-        opened.unwrap_or_else(|error| panic!("{error}: {:?}", files(dir).keys()));
-    (log, stepper, disk)
+        opened.unwrap_or_else(|error| panic!("{error}: {:?}", disk.list("").unwrap()));
+    (log, stepper)
 }
 
 fn first_index(log: &Log) -> u64 {

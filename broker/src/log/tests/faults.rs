@@ -90,6 +90,23 @@ fn a_power_loss_at_any_operation_loses_nothing_that_was_acknowledged() {
 }
 
 #[test]
+fn what_is_acknowledged_after_a_kill_at_any_operation_outlives_a_power_loss() {
+    let (opened, total) = operations_of_work();
+    for at in opened + 1..=total {
+        for keep in [Keep::Nothing, Keep::Some(at)] {
+            let mut driver = with_fault(at, Fault::PowerLoss).expect("opens before the fault");
+            work(&mut driver);
+            let mut driver = driver.kill();
+            driver.check();
+            driver.append(2, 50);
+            assert!(driver.step());
+            let mut driver = driver.crash(keep, None);
+            driver.check();
+        }
+    }
+}
+
+#[test]
 fn short_writes_and_a_moment_without_space_are_not_noticed() {
     let (_, total) = operations_of_work();
     for at in 1..=total {

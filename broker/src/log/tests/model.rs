@@ -16,6 +16,7 @@ enum Action {
     Trim,
     Reopen,
     Crash { after: u64, keep: Keep, during_start: Option<u64> },
+    Kill { after: u64 },
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -40,6 +41,7 @@ fn action() -> impl Strategy<Value = Action> {
         3 => (0u64..30, keep, proptest::option::of(0u64..12)).prop_map(
             |(after, keep, during_start)| Action::Crash { after, keep, during_start }
         ),
+        2 => (0u64..30).prop_map(|after| Action::Kill { after }),
     ]
 }
 
@@ -58,6 +60,11 @@ fn run(actions: Vec<Action>) {
                 driver.disk.fail_at(after + 1, Fault::PowerLoss);
                 assert!(driver.step() || !driver.disk.is_powered());
                 driver = driver.crash(keep, during_start);
+            }
+            Action::Kill { after } => {
+                driver.disk.fail_at(after + 1, Fault::PowerLoss);
+                assert!(driver.step() || !driver.disk.is_powered());
+                driver = driver.kill();
             }
         }
         driver.check();
