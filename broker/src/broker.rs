@@ -305,7 +305,7 @@ pub(crate) async fn start_replica(
         identity.group_uuid,
     )?;
     let log_metrics = LogMetrics::default();
-    register(&log_metrics, metrics);
+    metrics.register_log(&log_metrics);
     let log_options = LogOptions {
         segment_bytes: config.segment_bytes,
         prepared_bytes: config.prepared_bytes,
@@ -320,23 +320,6 @@ pub(crate) async fn start_replica(
         Ok(log)
     };
     Ok(start::start(options, opened, open_log).await?)
-}
-
-fn register(log: &LogMetrics, metrics: &Metrics) {
-    let registry = &mut *metrics.registry.write();
-    let histograms = [
-        ("drumlin_append_duration_seconds", "From append to its sync", &log.append_seconds),
-        ("drumlin_fsync_duration_seconds", "Time of syncs", &log.fsync_seconds),
-        ("drumlin_fsync_bytes", "Bytes of one sync", &log.fsync_bytes),
-        ("drumlin_group_commit_waiters", "Appends of one sync", &log.group_commit_waiters),
-    ];
-    for (name, help, histogram) in histograms {
-        registry.register(name, help, histogram.clone());
-    }
-    let tail = log.tail_bytes.clone();
-    registry.register("drumlin_log_tail_bytes", "Bytes that the disk does not hold yet", tail);
-    let quarantined = log.quarantined_entries.clone();
-    registry.register("drumlin_quarantined_entries", "Entries cut off", quarantined);
 }
 
 /// What nameservers are told of this broker.

@@ -17,6 +17,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::command::Refusal;
 use crate::log::LogMetrics;
 use crate::replica::ProposeError;
 
@@ -178,10 +179,10 @@ impl Metrics {
         let r = &mut *self.registry.write();
         // The encoder adds `_total` to the names of counters.
         r.register("rocketmq_messages_in", "Messages stored", self.messages_in.clone());
-        r.register("rocketmq_throughput_in", "Body bytes stored", self.throughput_in.clone());
+        r.register("rocketmq_throughput_in", "Bytes stored", self.throughput_in.clone());
         r.register("rocketmq_message_size", "Body bytes by message", self.message_size.clone());
         r.register("rocketmq_messages_out", "Messages delivered", self.messages_out.clone());
-        r.register("rocketmq_throughput_out", "Body bytes delivered", self.throughput_out.clone());
+        r.register("rocketmq_throughput_out", "Bytes delivered", self.throughput_out.clone());
         r.register("rocketmq_rpc_latency", "Time of calls, ms", self.rpc_latency.clone());
         r.register(
             "rocketmq_topic_create_execution_time",
@@ -297,9 +298,13 @@ impl Metrics {
         self.refused.get_or_create(&Refused { reason }).inc();
     }
 
-    /// [`Metrics::refused`] for what the replica said; nothing where apply decided.
+    /// [`Metrics::refused`] for what the replica said; nothing where the fault is the
+    /// caller's.
     pub fn propose_refused(&self, error: &ProposeError) {
         match error {
+            ProposeError::Refused(
+                Refusal::TooManyTopics { .. } | Refusal::TooManyGroups { .. },
+            ) => self.refused(Reason::Limit),
             ProposeError::Refused(_) | ProposeError::OutOfOrder => {}
             ProposeError::Busy { .. } => self.refused(Reason::InFlightBytes),
             ProposeError::DiskFull(_) => self.refused(Reason::DiskFull),

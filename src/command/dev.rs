@@ -110,6 +110,13 @@ impl Dev {
             broker: first(&broker.addresses()),
             http: broker.http_address().unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0))),
         };
+        tracing::info!(
+            nameserver = %bound.nameserver,
+            broker = %bound.broker,
+            http = %bound.http,
+            data_dir = %self.data_dir.display(),
+            "started"
+        );
         self.announce(&bound, global)?;
         let ended = super::broker::run_until_stopped(&broker).await;
         broker.shutdown().await;

@@ -95,7 +95,10 @@ impl Produce {
             tracing::warn!(%unsent, "the producer did not end cleanly");
         }
         let tally = tally?;
-        read?;
+        if let Err(error) = read {
+            let before = format!("{} messages before it are acknowledged", tally.acknowledged);
+            return Err(Failure::from(error).details([before]));
+        }
         self.conclude(client, tally, global).await
     }
 

@@ -77,32 +77,25 @@ impl EncodeLabelValue for ClientVersion {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
     InFlightBytes,
-    DiskMark,
     DiskFull,
     NotLeader,
     Expired,
     UnknownOutcome,
     Stopping,
-    /// Too many topics, groups or clients.
+    /// Too many topics or consumer groups.
     Limit,
-    /// Larger than a message or request may be.
-    TooLarge,
-    Invalid,
 }
 
 impl EncodeLabelValue for Reason {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
         encoder.write_str(match self {
             Self::InFlightBytes => "in_flight_bytes",
-            Self::DiskMark => "disk_mark",
             Self::DiskFull => "disk_full",
             Self::NotLeader => "not_leader",
             Self::Expired => "expired",
             Self::UnknownOutcome => "unknown_outcome",
             Self::Stopping => "stopping",
             Self::Limit => "limit",
-            Self::TooLarge => "too_large",
-            Self::Invalid => "invalid",
         })
     }
 }
@@ -118,6 +111,25 @@ pub enum Processor {
     Heartbeat,
     ConsumerManager,
     Admin,
+}
+
+impl Processor {
+    /// The family of a call of `apache.rocketmq.v2`.
+    pub fn of_call(name: &str) -> Self {
+        match name {
+            "SendMessage" | "RecallMessage" | "EndTransaction" => Self::Send,
+            "ReceiveMessage" | "PullMessage" => Self::Pull,
+            "AckMessage" | "ChangeInvisibleDuration" | "ForwardMessageToDeadLetterQueue" => {
+                Self::Ack
+            }
+            "Heartbeat" => Self::Heartbeat,
+            "Telemetry" | "NotifyClientTermination" | "QueryRoute" => Self::ClientManager,
+            "QueryAssignment" | "UpdateOffset" | "GetOffset" | "QueryOffset" => {
+                Self::ConsumerManager
+            }
+            _ => Self::Admin,
+        }
+    }
 }
 
 impl EncodeLabelValue for Processor {

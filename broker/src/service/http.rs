@@ -21,6 +21,9 @@ use crate::replica::{RaftStatus, Replica};
 use crate::retention::{DiskThresholds, DiskWatch};
 
 mod gauges;
+mod listener;
+
+use listener::Bounded;
 
 /// OpenMetrics, as the encoder writes it.
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -83,6 +86,7 @@ impl Http {
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
             .with_state(self);
+        let listener = Bounded::new(listener);
         let serving = axum::serve(listener, router).with_graceful_shutdown(end.cancelled_owned());
         if let Err(error) = serving.await {
             tracing::error!(%error, "the HTTP listener failed");
@@ -123,11 +127,8 @@ fn readiness(facts: &Facts) -> (bool, Vec<String>) {
     if facts.stopping {
         reasons.push("not ready: stopping".to_owned());
     }
-    match facts.status {
-        RaftStatus { leader: None, .. } => {
-            reasons.push("not ready: the broker group has no leader".to_owned());
-        }
-        RaftStatus { leader: Some(_), .. } => {}
+    if facts.status.leader.is_none() {
+        reasons.push("not ready: the broker group has no leader".to_owned());
     }
     if !facts.registered {
         reasons.push("not ready: not registered with any nameserver since the start".to_owned());

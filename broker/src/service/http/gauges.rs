@@ -1,6 +1,7 @@
 //! What gauges show, read off the replica and the disk.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use drumlin_proto::ids::{QueueKey, QueueOffset, TopicId};
 use parking_lot::Mutex;
@@ -133,17 +134,17 @@ fn entry<'a>(
     key: (GroupId, TopicId),
     replica: &Replica,
 ) -> Option<&'a mut GroupReading> {
-    if !sums.contains_key(&key) {
-        let view = replica.view();
-        let catalog = view.state.catalog();
-        let topic = catalog.topic(key.1)?.name.clone();
-        let group = catalog.group(key.0)?.name.clone();
-        drop(view);
-        let (ready, in_flight, in_retry, lag_ms, queueing_ms) = (0, 0, 0, 0, 0);
-        let empty = GroupReading { topic, group, ready, in_flight, in_retry, lag_ms, queueing_ms };
-        sums.insert(key, empty);
-    }
-    sums.get_mut(&key)
+    let vacant = match sums.entry(key) {
+        Entry::Occupied(occupied) => return Some(occupied.into_mut()),
+        Entry::Vacant(vacant) => vacant,
+    };
+    let view = replica.view();
+    let catalog = view.state.catalog();
+    let topic = catalog.topic(key.1)?.name.clone();
+    let group = catalog.group(key.0)?.name.clone();
+    let (ready, in_flight, in_retry, lag_ms, queueing_ms) = (0, 0, 0, 0, 0);
+    let empty = GroupReading { topic, group, ready, in_flight, in_retry, lag_ms, queueing_ms };
+    Some(vacant.insert(empty))
 }
 
 /// Store time of the run that holds the record, or of the first readable one behind it.

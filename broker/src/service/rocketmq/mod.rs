@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use tonic::Request;
 
 use crate::broker::Context;
+use crate::metrics::labels::Processor;
 use crate::replica::Replica;
 use crate::service::clients::Clients;
 
@@ -150,6 +151,7 @@ impl Edge {
         F: Future<Output = Result<A, Fault>>,
     {
         let started = Instant::now();
+        let _working = self.context.metrics.in_progress(Processor::of_call(rpc));
         let caller = Caller::from_metadata(request.metadata(), started).map(Arc::new);
         let mut answer = match &caller {
             Ok(caller) => {

@@ -22,6 +22,7 @@ use super::{Edge, REPLY_MARGIN, validate};
 use crate::catalog::Topic;
 use crate::command::{Command, GroupId, GroupStart, Outcome, Refusal};
 use crate::log::ReadError;
+use crate::metrics::labels::Processor;
 use crate::replica::{Applied, Item, ProposeError};
 use crate::service::clients::{Sighting, client_key};
 
@@ -311,6 +312,7 @@ pub(super) fn open(
     let (sender, receiver) = oneshot::channel();
     let task = edge.clone();
     edge.tasks.spawn(async move {
+        let _working = task.context.metrics.in_progress(Processor::Pull);
         let end = match &caller {
             Ok(caller) => {
                 task.clients.touch(&caller.client_id, started);
