@@ -79,6 +79,14 @@ impl Node {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log_file(&log_path)?);
+        // Whatever else begins so is the harness's own, and would be refused as an unknown key.
+        for (name, _) in std::env::vars_os() {
+            let given =
+                launch.environment.iter().any(|(given, _)| *given == name.to_string_lossy());
+            if name.to_string_lossy().starts_with("DRUMLIN_") && !given {
+                command.env_remove(name);
+            }
+        }
         let mut child = command.spawn().context("drumlin does not start")?;
         let stdout = child.stdout.take().expect("stdout is piped");
         match read_addresses(stdout) {
