@@ -27,9 +27,8 @@ mod writer;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Mutex, MutexGuard};
@@ -42,7 +41,7 @@ use self::prepare::Ahead;
 use self::published::{End, Published, View};
 pub use self::segment::{SegmentError, SegmentHeader};
 pub use self::storage::{Directory, Storage, StorageFile};
-use self::writer::{Command, Cut, Writer};
+use self::writer::{Command, Cut, Waiting, Writer};
 use crate::entry::Entry;
 use crate::position::{EntryId, EntryIndex, LogOffset, Term};
 
@@ -156,7 +155,7 @@ pub struct LogClosed {
 pub type Flushed = Box<dyn FnOnce(io::Result<()>) + Send>;
 
 /// Handle of a log; clones share it. When the last one goes without [`Log::close`], what is queued
-/// is still written.
+/// is still written, unless the disk is full.
 #[derive(Clone, Debug)]
 pub struct Log {
     inner: Arc<Inner>,
@@ -168,8 +167,10 @@ struct Inner {
     tail_bytes_max: u64,
     closing: Arc<AtomicBool>,
     /// Used under the view's lock only, so that the queue has the order of the log. `None` once the
-    /// last handle goes. Unbounded, but what it holds counts in the tail, which is bounded.
+    /// last handle goes. Unbounded, but what it holds is counted below, and bounded.
     commands: Option<Sender<Command>>,
+    /// Bytes of entries that were neither written nor refused, cut off since or not.
+    queued_bytes: Arc<AtomicU64>,
     writer: Mutex<Option<JoinHandle<()>>>,
     ahead: Arc<Ahead>,
     preparer: Mutex<Option<JoinHandle<()>>>,
@@ -183,6 +184,8 @@ impl std::fmt::Debug for Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        // Else a writer that waits for space would be waited for.
+        self.closing.store(true, Ordering::Release);
         self.commands = None;
         self.join();
     }
@@ -259,8 +262,9 @@ impl Log {
     pub fn append(&self, entries: Vec<Entry>, flushed: Flushed) -> Result<(), LogClosed> {
         let mut view = self.view_for_write()?;
         let bytes: u64 = entries.iter().map(Entry::frame_bytes).sum();
-        if view.tail.bytes() + bytes > self.inner.tail_bytes_max {
-            let waiting = view.tail.bytes();
+        let queued = self.inner.queued_bytes.load(Ordering::Relaxed);
+        let waiting = view.tail.bytes().max(queued);
+        if waiting + bytes > self.inner.tail_bytes_max {
             drop(view);
             let reason = format!("{waiting} bytes wait to be written, {bytes} more came");
             return Err(self.inner.published.close(&reason));
@@ -273,7 +277,8 @@ impl Log {
         }
         let waiting = i64::try_from(view.tail.bytes()).unwrap_or(i64::MAX);
         self.inner.published.metrics.tail_bytes.set(waiting);
-        self.queue(&mut view, Command::Append { entries, queued: Instant::now(), flushed })
+        let waiting = Waiting::new(flushed, bytes, &self.inner.queued_bytes);
+        self.queue(&mut view, Command::Append { entries, waiting })
     }
 
     /// Drops all entries behind `last`; `None` drops all. The durable end is lowered, under a new
@@ -433,9 +438,13 @@ impl Log {
     /// Writes what is queued, syncs, marks the log cleanly closed and joins the writer.
     pub fn close(&self) {
         self.inner.closing.store(true, Ordering::Release);
-        if let Ok(mut view) = self.view_for_write() {
-            // If the writer is gone already, there is nothing to close.
-            self.queue(&mut view, Command::Close).ok();
+        {
+            let _in_order = self.view();
+            // Also if the log refuses writes by now: its writer may still run. If that is gone,
+            // there is nothing to close.
+            if let Some(queue) = &self.inner.commands {
+                queue.send(Command::Close).ok();
+            }
         }
         self.inner.join();
     }
@@ -453,9 +462,14 @@ impl Log {
     }
 
     fn queue(&self, view: &mut MutexGuard<'_, View>, command: Command) -> Result<(), LogClosed> {
-        let sent = self.inner.commands.as_ref().is_some_and(|queue| queue.send(command).is_ok());
-        if sent {
-            return Ok(());
+        let refused = match &self.inner.commands {
+            Some(queue) => queue.send(command).err().map(|refused| refused.0),
+            None => Some(command),
+        };
+        match refused {
+            None => return Ok(()),
+            Some(Command::Append { waiting, .. }) => waiting.forget(),
+            Some(Command::Cut(_) | Command::Vote { .. } | Command::Close) => {}
         }
         let closed = LogClosed { reason: "its writer is gone".to_owned() };
         view.closed.get_or_insert(closed.clone());
@@ -499,6 +513,7 @@ fn assemble(
         tail_bytes_max: options.tail_bytes_max,
         closing: Arc::clone(&closing),
         commands: Some(commands),
+        queued_bytes: Arc::default(),
         writer: Mutex::new(None),
         ahead: Arc::clone(&ahead),
         preparer: Mutex::new(None),

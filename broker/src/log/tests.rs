@@ -255,6 +255,88 @@ fn appends_after_close_are_refused() {
     assert!(log.closed().borrow().is_some());
 }
 
+/// Waits for something that another thread does.
+fn until(mut reached: impl FnMut() -> bool) {
+    let began = std::time::Instant::now();
+    while !reached() {
+        assert!(began.elapsed().as_secs() < 60, "it did not happen");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn close_ends_a_log_that_refused_an_append() {
+    let dir = TempDir::new().unwrap();
+    let mut few = options();
+    few.tail_bytes_max = 500;
+    let (log, _) = Log::open(dir.path(), few, None).unwrap();
+    let too_large = entry(1, 0, payload(0, 1000));
+    assert!(log.append(vec![too_large], Box::new(|_| {})).is_err());
+    let (told, ended) = mpsc::channel();
+    std::thread::spawn(move || {
+        log.close();
+        told.send(()).unwrap();
+    });
+    let minute = std::time::Duration::from_secs(60);
+    ended.recv_timeout(minute).expect("close must not wait for ever");
+    assert!(!open(&dir).1.clean, "it closed itself");
+}
+
+#[test]
+fn who_appends_behind_a_close_is_told() {
+    let dir = TempDir::new().unwrap();
+    let (log, _, mut stepper) =
+        Log::open_stepped(Arc::new(Directory::open(dir.path()).unwrap()), options(), None).unwrap();
+    let (told, results) = mpsc::channel();
+    let flushed = |told: mpsc::Sender<bool>| -> Flushed {
+        Box::new(move |result| told.send(result.is_ok()).unwrap())
+    };
+    log.append(vec![entry(1, 0, payload(0, 10))], flushed(told.clone())).unwrap();
+    log.close();
+    log.append(vec![entry(1, 1, payload(1, 10))], flushed(told)).unwrap();
+    assert!(!stepper.step());
+    assert_eq!(results.iter().collect::<Vec<_>>(), [true, false]);
+}
+
+#[test]
+fn who_waits_for_a_writer_that_panics_is_told() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir);
+    let (told, results) = mpsc::channel();
+    let (go, wait) = mpsc::channel::<()>();
+    let first = Box::new(move |_| {
+        wait.recv().unwrap();
+        panic!("as a test");
+    });
+    log.append(vec![entry(1, 0, payload(0, 10))], first).unwrap();
+    let flushed = Box::new(move |result: io::Result<()>| told.send(result.is_ok()).unwrap());
+    log.append(vec![entry(1, 1, payload(1, 10))], flushed).unwrap();
+    go.send(()).unwrap();
+    assert!(!results.recv().unwrap());
+    log.close();
+    assert!(log.closed().borrow().is_some());
+}
+
+#[test]
+fn entries_that_were_cut_count_until_the_writer_has_seen_them() {
+    let dir = TempDir::new().unwrap();
+    let mut few = options();
+    few.tail_bytes_max = 5_000;
+    let storage = Arc::new(Directory::open(dir.path()).unwrap());
+    let (log, _, mut stepper) = Log::open_stepped(storage, few, None).unwrap();
+    let append = |term| log.append(vec![entry(term, 0, payload(term, 2_000))], Box::new(|_| {}));
+    for term in 1..3 {
+        append(term).unwrap();
+        log.truncate_after(None).unwrap();
+    }
+    assert!(stepper.step());
+    for term in 3..5 {
+        append(term).unwrap();
+        log.truncate_after(None).unwrap();
+    }
+    assert!(append(5).is_err(), "6,000 bytes wait");
+}
+
 #[test]
 fn zeros_ahead_of_the_writer_never_cover_what_it_wrote() {
     let dir = temp_dir();
@@ -286,10 +368,6 @@ fn the_next_segments_file_is_made_before_it_is_needed() {
     options.prepared_bytes = 1 << 20;
     let (log, _) = Log::open(dir.path(), options, None).unwrap();
     let prepared = dir.path().join("prepared.tmp");
-    let began = Instant::now();
-    while std::fs::metadata(&prepared).map_or(0, |facts| facts.len()) < 1 << 20 {
-        assert!(began.elapsed().as_secs() < 60, "nothing was prepared");
-        std::thread::yield_now();
-    }
+    until(|| std::fs::metadata(&prepared).is_ok_and(|facts| facts.len() == 1 << 20));
     log.close();
 }

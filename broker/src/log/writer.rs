@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -37,8 +37,7 @@ const RESERVE_RETRY: Duration = Duration::from_millis(500);
 pub(super) enum Command {
     Append {
         entries: Vec<Entry>,
-        queued: Instant,
-        flushed: Flushed,
+        waiting: Waiting,
     },
     Cut(Cut),
     Vote {
@@ -64,9 +63,42 @@ pub(super) struct Cut {
     pub(super) anew: bool,
 }
 
-struct Waiting {
-    flushed: Flushed,
+/// Who waits for a sync. Is told of a failure if it is dropped, whatever became of the writer.
+pub(super) struct Waiting {
+    /// None once it was called.
+    flushed: Option<Flushed>,
     queued: Instant,
+    bytes: u64,
+    /// Bytes of all who wait.
+    total_bytes: Arc<AtomicU64>,
+}
+
+impl Waiting {
+    pub(super) fn new(flushed: Flushed, bytes: u64, total_bytes: &Arc<AtomicU64>) -> Self {
+        total_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let total_bytes = Arc::clone(total_bytes);
+        Self { flushed: Some(flushed), queued: Instant::now(), bytes, total_bytes }
+    }
+
+    fn tell(mut self, result: io::Result<()>) {
+        if let Some(flushed) = self.flushed.take() {
+            flushed(result);
+        }
+    }
+
+    /// Nobody is told: the append itself was refused.
+    pub(super) fn forget(mut self) {
+        self.flushed = None;
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.total_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        if let Some(flushed) = self.flushed.take() {
+            flushed(Err(io::Error::other("the log's writer has ended")));
+        }
+    }
 }
 
 /// The segment that is written to.
@@ -195,7 +227,7 @@ impl Writer {
         }
         // The log is closed, so nothing more is queued, and nobody may be left waiting.
         while let Ok(command) = commands.try_recv() {
-            refuse(command, &io::Error::other("the log is closed"));
+            refuse(command, &closed());
         }
         false
     }
@@ -218,13 +250,16 @@ impl Writer {
             }
         }
         let after = after.and_then(|after| self.complete().map(|()| after));
-        if let Err(error) = &after {
-            self.published.close(&format!("a write failed: {error}"));
-            for waiting in self.waiting.drain(..) {
-                (waiting.flushed)(Err(copy_error(error)));
-            }
-            for command in group {
-                refuse(command, error);
+        match &after {
+            Ok(After::GoOn) => {}
+            // What came behind the end in the same group.
+            Ok(After::Closed) => group.for_each(|command| refuse(command, &closed())),
+            Err(error) => {
+                self.published.close(&format!("a write failed: {error}"));
+                for waiting in self.waiting.drain(..) {
+                    waiting.tell(Err(copy_error(error)));
+                }
+                group.for_each(|command| refuse(command, error));
             }
         }
         after
@@ -232,9 +267,9 @@ impl Writer {
 
     fn execute(&mut self, command: Command) -> io::Result<After> {
         match command {
-            Command::Append { entries, queued, flushed } => {
+            Command::Append { entries, waiting } => {
                 // Registered first, so that a failure half-way reaches it.
-                self.waiting.push(Waiting { flushed, queued });
+                self.waiting.push(waiting);
                 for entry in &entries {
                     self.write_entry(entry)?;
                 }
@@ -255,7 +290,10 @@ impl Writer {
             }
             Command::Close => {
                 self.complete()?;
-                self.write_mark(true)?;
+                // After a failure elsewhere it is only the end.
+                if self.published.view.lock().closed.is_none() {
+                    self.write_mark(true)?;
+                }
                 self.published.close("it was closed");
                 return Ok(After::Closed);
             }
@@ -371,7 +409,7 @@ impl Writer {
         for waiting in self.waiting.drain(..) {
             let took = waiting.queued.elapsed();
             self.published.metrics.append_seconds.observe(took.as_secs_f64());
-            (waiting.flushed)(Ok(()));
+            waiting.tell(Ok(()));
         }
         Ok(())
     }
@@ -540,9 +578,13 @@ fn header_and_payload_bytes(entry: &Entry) -> u64 {
     (crate::entry::FRAME_HEADER_BYTES + entry.payload.len()) as u64
 }
 
+fn closed() -> io::Error {
+    io::Error::other("the log is closed")
+}
+
 fn refuse(command: Command, error: &io::Error) {
     match command {
-        Command::Append { flushed, .. } => flushed(Err(copy_error(error))),
+        Command::Append { waiting, .. } => waiting.tell(Err(copy_error(error))),
         Command::Vote { done, .. } => {
             if done.send(Err(copy_error(error))).is_err() {
                 tracing::debug!("nobody waits for the vote any more");

@@ -163,6 +163,21 @@ fn writes_wait_on_a_full_disk_and_go_on_by_themselves() {
 }
 
 #[test]
+fn the_last_handle_does_not_wait_for_space() {
+    let dir = temp_dir();
+    let disk = FaultyDisk::open(dir.path()).unwrap();
+    let (log, _) = Log::open_with(Arc::new(disk.clone()), unprepared(), None).unwrap();
+    let full = log.disk_full();
+    disk.fail_at(1, Fault::Full(u32::MAX));
+    let (told, result) = std::sync::mpsc::channel();
+    let flushed = Box::new(move |result: io::Result<()>| told.send(result.is_ok()).unwrap());
+    log.append(vec![entry(1, 0, payload(0, 500))], flushed).unwrap();
+    super::until(|| *full.borrow());
+    std::thread::spawn(move || drop(log));
+    assert!(!result.recv_timeout(std::time::Duration::from_secs(60)).unwrap());
+}
+
+#[test]
 fn closing_on_a_full_disk_ends_without_completing_anyone() {
     let dir = temp_dir();
     let disk = FaultyDisk::open(dir.path()).unwrap();
