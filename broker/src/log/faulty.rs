@@ -9,7 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::mapping::Mapping;
-use super::storage::{Directory, Storage, StorageFile, read_full_at, write_all_at};
+use super::storage::{Directory, Space, Storage, StorageFile, read_full_at, write_all_at};
 
 /// What a disk writes as a whole.
 const SECTOR_BYTES: u64 = SECTOR as u64;
@@ -320,9 +320,9 @@ impl Storage for FaultyDisk {
         Ok(())
     }
 
-    fn free_bytes(&self) -> io::Result<u64> {
+    fn space(&self) -> io::Result<Space> {
         let full = matches!(self.disk.lock().fault, Some((_, Fault::Full(_))));
-        Ok(if full { 0 } else { 1 << 40 })
+        Ok(Space { total_bytes: 1 << 40, free_bytes: if full { 0 } else { 1 << 40 } })
     }
 }
 

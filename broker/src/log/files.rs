@@ -20,6 +20,8 @@ const POOL_SUFFIX: &str = ".pool";
 const PREPARED_FILE: &str = "prepared.tmp";
 /// Recycled files that wait for use; more are not worth their space.
 const POOL_FILES_MAX: usize = 2;
+/// A small disk is not given away as reserve: at most this part of it.
+const RESERVE_PART: u64 = 16;
 
 /// The log's directory, and what is kept ready in it.
 #[derive(Debug)]
@@ -171,7 +173,11 @@ impl Files {
         let name = segment.name().to_owned();
         let unread = segment.is_unread();
         drop(segment);
-        let room = self.ready.lock().pool.len() < POOL_FILES_MAX;
+        let room = {
+            let ready = self.ready.lock();
+            let full = !ready.reserve && self.reserve_bytes > 0;
+            ready.pool.len() < POOL_FILES_MAX && !full
+        };
         if unread && room {
             let pooled = format!("{name}{POOL_SUFFIX}");
             self.storage.rename(&name, &pooled)?;
@@ -211,11 +217,13 @@ impl Files {
         if self.ready.lock().reserve || self.reserve_bytes == 0 {
             return Ok(true);
         }
-        if self.storage.free_bytes()? < self.reserve_bytes + self.reserve_bytes / 2 {
+        let space = self.storage.space()?;
+        let reserve_bytes = self.reserve_bytes.min(space.total_bytes / RESERVE_PART);
+        if space.free_bytes < reserve_bytes + reserve_bytes / 2 {
             return Ok(false);
         }
         let taken = self.storage.create(RESERVE_FILE).and_then(|file| {
-            file.allocate(self.reserve_bytes)?;
+            file.allocate(reserve_bytes)?;
             file.sync()
         });
         match taken {

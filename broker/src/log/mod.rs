@@ -40,7 +40,7 @@ pub use self::metrics::LogMetrics;
 use self::prepare::Ahead;
 use self::published::{End, Published, View};
 pub use self::segment::{SegmentError, SegmentHeader};
-pub use self::storage::{Directory, Storage, StorageFile};
+pub use self::storage::{Directory, Space, Storage, StorageFile};
 use self::writer::{Command, Cut, Waiting, Writer};
 use crate::entry::Entry;
 use crate::position::{EntryId, EntryIndex, LogOffset, Term};
@@ -487,6 +487,9 @@ fn assemble(
 ) -> Result<Assembled, OpenError> {
     let recovered = recovery::recover(storage, &options, mark)?;
     let reserve = recovered.files.restore_reserve()?;
+    if !reserve {
+        tracing::warn!("the disk is full: only what needs no space is served");
+    }
     let published = Arc::new(Published::new(
         recovered.segments,
         recovered.start.end,

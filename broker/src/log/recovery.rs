@@ -12,7 +12,7 @@ use super::scan::{Behind, Expected, Fault, Scanner};
 use super::segment::{
     FRAME_BYTES_MAX, HEADER, HEADER_BYTES, Segment, SegmentError, SegmentHeader, parse_file_name,
 };
-use super::storage::{Storage, StorageFile, read_full_at};
+use super::storage::{Storage, StorageFile, is_full, read_full_at};
 use super::vote::{Local, load_local, load_vote, write_local};
 use super::writer::{Active, Start, UNSYNCED_BYTES_MAX};
 use super::{CheckpointMark, LogOptions, OpenError, RecoveryReport, Vote};
@@ -143,6 +143,9 @@ impl State<'_> {
             file.sync()?;
             file.drop_cache()?;
         }
+        if let Some(mark) = mark {
+            check_mark(storage, &self.chain, from, mark, key)?;
+        }
         let ending = scan(storage, &self.chain, from, key)?;
         let last_segment = self.chain.len() - 1;
         let last = self.chain[last_segment].clone();
@@ -160,7 +163,14 @@ impl State<'_> {
         let mut segments = segments;
         if let Some(torn_end_at) = ending.torn_end_at(&last.header) {
             report.torn_tail = Some((next.index, torn_end_at - next.at));
-            quarantine::copy(storage, &last.header, next.index, next.at..torn_end_at)?;
+            let copied = quarantine::copy(storage, &last.header, next.index, next.at..torn_end_at);
+            match copied {
+                // The reserve is for just this: a start that needs a little space.
+                Err(error) if is_full(&error) && self.files.free_reserve()? => {
+                    quarantine::copy(storage, &last.header, next.index, next.at..torn_end_at)?;
+                }
+                copied => copied?,
+            }
             quarantine::bound(storage, self.options.quarantine_bytes_max)?;
             let new = NewSegment {
                 base: next.index,
@@ -401,6 +411,32 @@ pub(super) fn scan_start(
             reason: format!("the checkpoint ends at position {}", mark.end),
         }),
     }
+}
+
+/// The checkpoint's entry must end where it says, or the log is not the one it was made of.
+fn check_mark(
+    storage: &dyn Storage,
+    chain: &[Found],
+    from: ScanFrom,
+    mark: &CheckpointMark,
+    key: FrameKey,
+) -> Result<(), OpenError> {
+    let Some(found) = chain.get(from.segment) else { return Ok(()) };
+    let fits = if from.expected.at == HEADER_BYTES {
+        found.header.base_term == mark.applied.term
+    } else {
+        let file = storage.open(&found.name)?;
+        Scanner::new(file, found.header, key).ends_with(mark.applied, from.expected.at)?
+    };
+    if fits {
+        return Ok(());
+    }
+    Err(OpenError::Corrupt {
+        index: mark.applied.index,
+        segment: found.name.clone(),
+        at: from.expected.at,
+        reason: "the checkpoint's last entry does not end there".to_owned(),
+    })
 }
 
 /// Follows the frames to where they end. Nothing but the last segment may end early.

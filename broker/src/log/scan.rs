@@ -3,14 +3,15 @@
 use std::io;
 use std::sync::Arc;
 
-use super::segment::{HEADER_BYTES, SegmentHeader};
+use super::segment::{FRAME_BYTES_MAX, HEADER_BYTES, SegmentHeader};
 use super::storage::{StorageFile, read_full_at};
 use crate::entry::{
     ALIGN_BYTES, FRAME_HEADER_BYTES, FRAME_MAGIC, FrameError, FrameHeader, FrameKey,
 };
-use crate::position::{EntryIndex, LogOffset, Term};
+use crate::position::{EntryId, EntryIndex, LogOffset, Term};
 
 const BUFFER_BYTES: usize = 1 << 20;
+const BACK_BYTES: u64 = 64 << 10;
 
 /// Reads one segment's file.
 #[derive(Debug)]
@@ -125,6 +126,32 @@ impl Scanner {
             return Ok(Err(Fault::Payload));
         }
         Ok(Ok(header))
+    }
+
+    /// Whether the entry's frame ends just before `end_at`, whole. Searches backwards, since only
+    /// its end is known.
+    pub(super) fn ends_with(&mut self, id: EntryId, end_at: u64) -> io::Result<bool> {
+        let lowest = end_at.saturating_sub(FRAME_BYTES_MAX).max(HEADER_BYTES);
+        let mut block_end = end_at;
+        while block_end > lowest {
+            let block_at = block_end.saturating_sub(BACK_BYTES).max(lowest);
+            let count = usize::try_from(block_end - block_at).map_err(io::Error::other)?;
+            let block = self.bytes(block_at, count)?.to_vec();
+            for (step, word) in block.chunks(ALIGN_BYTES).enumerate().rev() {
+                if !word.starts_with(&FRAME_MAGIC) {
+                    continue;
+                }
+                let at = block_at + (step * ALIGN_BYTES) as u64;
+                let expected = Expected { index: id.index, term: id.term, at };
+                if let Ok(header) = self.frame(expected)?
+                    && header.id == id
+                {
+                    return Ok(at + header.frame_bytes() == end_at);
+                }
+            }
+            block_end = block_at;
+        }
+        Ok(false)
     }
 
     /// Searches `from..end` for frames of this segment and for anything but zeros.

@@ -30,8 +30,15 @@ pub trait Storage: Debug + Send + Sync {
     /// Makes creations, renames and removals in a folder durable.
     fn sync_folder(&self, folder: &str) -> io::Result<()>;
 
-    /// Space that is left for data.
-    fn free_bytes(&self) -> io::Result<u64>;
+    fn space(&self) -> io::Result<Space>;
+}
+
+/// How large a file system is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    pub total_bytes: u64,
+    /// Left for data.
+    pub free_bytes: u64,
 }
 
 /// An open file of a [`Storage`].
@@ -189,9 +196,12 @@ impl Storage for Directory {
         File::open(self.path_of(folder))?.sync_all()
     }
 
-    fn free_bytes(&self) -> io::Result<u64> {
+    fn space(&self) -> io::Result<Space> {
         let facts = rustix::fs::statvfs(&self.path)?;
-        Ok(facts.f_bavail.saturating_mul(facts.f_frsize))
+        Ok(Space {
+            total_bytes: facts.f_blocks.saturating_mul(facts.f_frsize),
+            free_bytes: facts.f_bavail.saturating_mul(facts.f_frsize),
+        })
     }
 }
 

@@ -371,3 +371,82 @@ fn the_next_segments_file_is_made_before_it_is_needed() {
     until(|| std::fs::metadata(&prepared).is_ok_and(|facts| facts.len() == 1 << 20));
     log.close();
 }
+
+/// Three entries of one sync, of which the second never reached the disk.
+fn log_with_a_hole(dir: &TempDir) -> Vec<Entry> {
+    let (log, _) = open(dir);
+    let entries: Vec<Entry> = (0..3).map(|i| entry(1, i, payload(i, 1_000))).collect();
+    append_synced(&log, entries.clone()).unwrap();
+    drop(log);
+    std::fs::remove_file(dir.path().join("local")).unwrap();
+    let path = dir.path().join(&segment_names(dir)[0]);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[4096 + 1080..4096 + 2 * 1080].fill(0);
+    std::fs::write(&path, bytes).unwrap();
+    entries
+}
+
+#[test]
+fn entries_behind_a_hole_never_come_back() {
+    let dir = TempDir::new().unwrap();
+    let entries = log_with_a_hole(&dir);
+    let verified = inspect::LogFiles::open(dir.path()).unwrap().verify().unwrap();
+    assert!(matches!(verified.verdict, inspect::Verdict::TornTail { bytes: 2160, .. }));
+    let (log, report) = open(&dir);
+    assert_eq!(report.torn_tail, Some((EntryIndex::new(1), 2 * 1080)));
+    assert_eq!(all(&log), entries[..1]);
+    let other = entry(1, 1, payload(77, 1_000));
+    append_synced(&log, vec![other.clone()]).unwrap();
+    log.close();
+    let (log, report) = open(&dir);
+    assert_eq!(report.torn_tail, None);
+    assert_eq!(all(&log), [entries[0].clone(), other]);
+}
+
+#[test]
+fn a_checkpoint_of_what_the_log_does_not_hold_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir);
+    let entries: Vec<Entry> = (0..20).map(|i| entry(1, i, payload(i, 500))).collect();
+    append_synced(&log, entries.clone()).unwrap();
+    let end = log.end();
+    let before_last = log.position_of(EntryIndex::new(19)).unwrap().unwrap();
+    log.close();
+    let opened = |applied: EntryId, end: LogOffset| {
+        Log::open(dir.path(), options(), Some(CheckpointMark { applied, end })).map(|_| ())
+    };
+    let last = entries[19].id;
+    opened(last, end).unwrap();
+    opened(entries[18].id, before_last).unwrap();
+    let refused = [
+        (last, before_last),
+        (last, end.advance(8)),
+        (EntryId { term: Term::new(2), ..last }, end),
+        (EntryId { index: EntryIndex::new(25), ..last }, end.advance(580)),
+    ];
+    for (applied, end) in refused {
+        let result = opened(applied, end);
+        assert!(matches!(result, Err(OpenError::Corrupt { .. })), "{applied} {end}: {result:?}");
+    }
+}
+
+#[test]
+fn the_log_of_a_running_node_can_be_looked_at() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir);
+    let entries: Vec<Entry> = (0..150).map(|i| entry(1, i, payload(i, 1_000))).collect();
+    append_synced(&log, entries.clone()).unwrap();
+    let files = inspect::LogFiles::open(dir.path()).unwrap();
+    assert!(!files.closed_cleanly());
+    let segments = files.segments();
+    assert!(segments.len() > 2);
+    assert_eq!(segments.iter().filter(|segment| !segment.sealed).count(), 1);
+    let found: Vec<Entry> =
+        files.frames(EntryIndex::new(120)).map(|frame| frame.unwrap().entry).collect();
+    assert_eq!(found, entries[120..]);
+    let verified = files.verify().unwrap();
+    assert!(matches!(verified.verdict, inspect::Verdict::Clean));
+    assert_eq!(verified.entries, 150);
+    log.close();
+    assert!(inspect::LogFiles::open(dir.path()).unwrap().closed_cleanly());
+}

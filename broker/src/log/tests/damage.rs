@@ -61,7 +61,7 @@ impl Storage for Memory {
         unsupported()
     }
 
-    fn free_bytes(&self) -> io::Result<u64> {
+    fn space(&self) -> io::Result<super::super::storage::Space> {
         unsupported()
     }
 }
