@@ -43,8 +43,9 @@ fn abuse(address: &str, seed: u64) -> Result<()> {
                 break;
             }
         }
-        // What it answers does not matter, only that reading does not make it wait for us.
-        socket.read(&mut [0; 1024]).ok();
+        // What it answers does not matter, only that it can be sent.
+        let mut answer = [0; 1024];
+        while socket.read(&mut answer).is_ok_and(|bytes| bytes > 0) {}
     }
     Ok(())
 }
