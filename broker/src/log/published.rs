@@ -176,9 +176,11 @@ impl View {
         self.segments.push_back(segment);
     }
 
-    /// The active segment's table is always kept.
+    /// The active segment's table is always kept, one that is gone must not be held any more.
     pub(super) fn keep_table_of_sealed(&mut self, segment: &Arc<Segment>) {
-        if self.segments.back().is_some_and(|active| !Arc::ptr_eq(active, segment)) {
+        let at = self.segments.partition_point(|other| other.base() < segment.base());
+        let is_there = self.segments.get(at).is_some_and(|other| Arc::ptr_eq(other, segment));
+        if is_there && at + 1 < self.segments.len() {
             self.keep_table(Arc::clone(segment));
         }
     }

@@ -18,6 +18,22 @@ impl Log {
         end: EntryIndex,
         bytes_max: u64,
     ) -> io::Result<Vec<Entry>> {
+        loop {
+            let epoch = self.view().epoch;
+            if let Some(found) = self.entries_of(epoch, from, end, bytes_max)? {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// `None` if a cut came in between: what was found before it does not go with what follows.
+    fn entries_of(
+        &self,
+        epoch: u64,
+        from: EntryIndex,
+        end: EntryIndex,
+        bytes_max: u64,
+    ) -> io::Result<Option<Vec<Entry>>> {
         let mut found = Vec::new();
         let mut next = from;
         let mut bytes_left = bytes_max;
@@ -30,8 +46,11 @@ impl Log {
         while next < end {
             let (segment, part_end) = {
                 let view = self.view();
+                if view.epoch != epoch {
+                    return Ok(None);
+                }
                 if view.purged.is_some_and(|purged| next <= purged.index) {
-                    return Ok(found);
+                    return Ok(Some(found));
                 }
                 let Some(part) = view.segment_of(next) else {
                     while next < end
@@ -41,7 +60,7 @@ impl Log {
                         found.push(entry.clone());
                         next = next.next();
                     }
-                    return Ok(found);
+                    return Ok(Some(found));
                 };
                 part
             };
@@ -49,14 +68,14 @@ impl Log {
             while next < end.min(part_end) {
                 let (entry, frame_end_at) = entry_at(&segment, at, next)?;
                 if !room(&entry, found.is_empty()) {
-                    return Ok(found);
+                    return Ok(Some(found));
                 }
                 found.push(entry);
                 next = next.next();
                 at = frame_end_at;
             }
         }
-        Ok(found)
+        Ok(Some(found))
     }
 
     /// The id of an entry, or of the last purged one.
@@ -127,7 +146,7 @@ fn entry_at(segment: &Segment, at: u64, index: EntryIndex) -> io::Result<(Entry,
     let payload_at = at + FRAME_HEADER_BYTES as u64;
     let payload = segment.view(payload_at..payload_at + u64::from(header.payload_bytes));
     let payload = payload.ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("entry {index} was cut meanwhile"))
+        io::Error::new(io::ErrorKind::InvalidData, format!("entry {index} leaves its segment"))
     })?;
     Ok((header.into_entry(payload), at + header.frame_bytes()))
 }

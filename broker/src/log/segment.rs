@@ -56,6 +56,8 @@ pub enum SegmentError {
     Checksum,
     #[error("segment format version {0} is not known to this release")]
     Version(u32),
+    #[error("the segment header has flags {0:#x} that are not known to this release")]
+    Flags(u32),
     #[error("the segment header does not belong to the file's name")]
     Name,
 }
@@ -96,6 +98,10 @@ impl SegmentHeader {
         if u32_at(raw, 8) != VERSION {
             return Err(SegmentError::Version(u32_at(raw, 8)));
         }
+        let flags = u32_at(raw, 72);
+        if flags & !(FLAG_ANEW | FLAG_RECYCLED) != 0 {
+            return Err(SegmentError::Flags(flags));
+        }
         let mut group_uuid = [0; 16];
         group_uuid.copy_from_slice(&raw[16..32]);
         Ok(Self {
@@ -105,8 +111,8 @@ impl SegmentHeader {
             base_term: Term::new(u64_at(raw, 48)),
             base_position: LogOffset::new(u64_at(raw, 56)),
             previous: u64_at(raw, 64),
-            anew: u32_at(raw, 72) & FLAG_ANEW != 0,
-            recycled: u32_at(raw, 72) & FLAG_RECYCLED != 0,
+            anew: flags & FLAG_ANEW != 0,
+            recycled: flags & FLAG_RECYCLED != 0,
         })
     }
 }
@@ -199,7 +205,7 @@ impl Segment {
         self.end_at.load(Ordering::Acquire)
     }
 
-    /// Lets readers see what was written up to `at`; a cut takes it back.
+    /// Lets readers see what was written up to `at`; never taken back.
     pub(super) fn set_end_at(&self, at: u64) {
         self.end_at.store(at, Ordering::Release);
     }
@@ -253,13 +259,6 @@ impl Segment {
         }
     }
 
-    /// Forgets lines at or behind a cut.
-    pub(super) fn forget_from(&self, index: EntryIndex) {
-        let mut lines = self.lines.lock();
-        let kept = lines.partition_point(|line| line.index < index);
-        lines.truncate(kept);
-    }
-
     /// Forgets all lines; the next look-up finds them again.
     pub(super) fn forget_lines(&self) {
         *self.lines.lock() = Vec::new();
@@ -295,5 +294,31 @@ impl Segment {
             lines.dedup_by_key(|line| line.index);
         }
         Ok(at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_with_an_unknown_flag_is_refused() {
+        let header = SegmentHeader {
+            group_uuid: uuid::Uuid::from_u128(7),
+            incarnation: 3,
+            base: EntryIndex::new(5),
+            base_term: Term::new(1),
+            base_position: LogOffset::new(64),
+            previous: 2,
+            anew: true,
+            recycled: true,
+        };
+        let mut raw = header.encode();
+        assert_eq!(SegmentHeader::decode(&raw), Ok(header));
+        raw[72] |= 4;
+        raw[12..16].fill(0);
+        let checksum = crc32fast::hash(&raw);
+        raw[12..16].copy_from_slice(&checksum.to_le_bytes());
+        assert_eq!(SegmentHeader::decode(&raw), Err(SegmentError::Flags(7)));
     }
 }

@@ -287,6 +287,8 @@ impl Writer {
                 if let Some(error) = failed {
                     return Err(error);
                 }
+                // So that damage to it cannot pass as a vote that was never answered.
+                self.write_mark(false)?;
             }
             Command::Close => {
                 self.complete()?;
@@ -451,8 +453,9 @@ impl Writer {
         }
         if !cut.anew {
             let dropped = self.end.index.get().saturating_sub(cut.from.get());
-            for segment in &held {
-                self.quarantine(segment, cut.from, cut.position)?;
+            for (at, segment) in held.iter().enumerate() {
+                let end = held.get(at + 1).map(|later| later.header().base_position);
+                self.quarantine(segment, cut.from, cut.position, end)?;
             }
             self.published.metrics.quarantined_entries.inc_by(dropped);
             self.with_space(|| {
@@ -466,34 +469,38 @@ impl Writer {
         self.synced = self.end;
         self.last_term = cut.base_term;
         self.epoch = cut.epoch;
+        // What the log began anew with may be replaced, what lay before it stays forgotten.
+        let began_here = |s: &Arc<Segment>| s.header().anew && s.base() == cut.from;
         let new = NewSegment {
             base: cut.from,
             base_term: cut.base_term,
             base_position: cut.position,
             previous,
-            anew: cut.anew,
+            anew: cut.anew || held.iter().any(began_here),
         };
         self.begin_segment(new)?;
+        // What is left of the others keeps its end: whoever found it before the cut may read on.
         for segment in held {
             if cut.anew || segment.base() >= cut.from {
                 self.files.remove(segment.name())?;
-            } else if let Some(at) = segment.file_at(cut.position) {
-                segment.set_end_at(at.min(segment.end_at()));
-                segment.forget_from(cut.from);
             }
         }
+        self.files.storage().sync_folder("")?;
         self.write_mark(false)?;
         self.complete()
     }
 
+    /// `end`: of the segment's part of the log, if not its last frame's.
     fn quarantine(
         &self,
         segment: &Arc<Segment>,
         from: EntryIndex,
         position: LogOffset,
+        end: Option<LogOffset>,
     ) -> io::Result<()> {
         let at = segment.file_at(position).unwrap_or(HEADER_BYTES);
-        let end_at = segment.end_at();
+        let part_end_at = end.and_then(|end| segment.file_at(end)).unwrap_or(u64::MAX);
+        let end_at = segment.end_at().min(part_end_at);
         if at >= end_at {
             return Ok(());
         }
