@@ -17,11 +17,13 @@ const SECTOR: usize = 512;
 
 /// How operations fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// One fails with an I/O error. A sync that fails has lost what it should have made durable.
     Error,
     /// So many, one after the other, find no space.
     Full(u32),
+    /// The next sync fails for want of space, and has lost what it should have made durable.
+    FullSync,
     /// One write is done by half. No error.
     Short,
     /// The machine is gone: this and every later operation fails, and nothing changes any more.
@@ -30,7 +32,7 @@ pub enum Fault {
 
 /// What a power loss leaves of bytes that were written and not synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
+pub(crate) enum Keep {
     Nothing,
     Everything,
     /// Each sector or not, by chance. Names: as many as chance says, in order.
@@ -39,7 +41,7 @@ pub enum Keep {
 
 /// The directory; clones share it.
 #[derive(Clone, Debug)]
-pub struct FaultyDisk {
+pub(crate) struct FaultyDisk {
     disk: Arc<Mutex<Disk>>,
 }
 
@@ -85,7 +87,7 @@ enum Operation {
 
 impl FaultyDisk {
     /// Takes over what is in the directory; all of it counts as durable.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let directory = Directory::on(path);
         let mut disk = Disk {
             directory,
@@ -113,31 +115,31 @@ impl FaultyDisk {
     }
 
     /// Lets the `number`th operation from now on (from 1) fail.
-    pub fn fail_at(&self, number: u64, fault: Fault) {
+    pub(crate) fn fail_at(&self, number: u64, fault: Fault) {
         let mut disk = self.disk.lock();
         disk.fault = Some((disk.operations + number, fault));
     }
 
     /// Writes, syncs and changes of names so far.
-    pub fn operations(&self) -> u64 {
+    pub(crate) fn operations(&self) -> u64 {
         self.disk.lock().operations
     }
 
     /// Whether the power is still on.
-    pub fn is_powered(&self) -> bool {
+    pub(crate) fn is_powered(&self) -> bool {
         self.disk.lock().powered
     }
 
     /// The process is started anew after [`Fault::PowerLoss`], which was only its own end: what it
     /// had written is readable, and no more durable than before.
-    pub fn restart_process(&self) {
+    pub(crate) fn restart_process(&self) {
         let mut disk = self.disk.lock();
         disk.powered = true;
         disk.fault = None;
     }
 
     /// Writes what a power loss now would leave into another, empty directory.
-    pub fn crash(&self, keep: Keep, into: &Path) -> io::Result<()> {
+    pub(crate) fn crash(&self, keep: Keep, into: &Path) -> io::Result<()> {
         let disk = self.disk.lock();
         let mut chance = fastrand::Rng::with_seed(match keep {
             Keep::Some(seed) => seed,
@@ -235,7 +237,8 @@ impl Disk {
                 self.fault = (times > 1).then(|| (at, Fault::Full(times - 1)));
                 Err(io::ErrorKind::StorageFull.into())
             }
-            Fault::Short | Fault::Error => {
+            Fault::FullSync if operation != Operation::Sync => Ok(None),
+            Fault::Short | Fault::Error | Fault::FullSync => {
                 self.fault = None;
                 Ok(Some(fault))
             }
@@ -248,10 +251,7 @@ impl Disk {
     }
 
     fn name_operation(&mut self, operation: Operation) -> io::Result<()> {
-        match self.begin(operation)? {
-            Some(Fault::Error) => Err(input_output_error()),
-            Some(Fault::Short | Fault::Full(_) | Fault::PowerLoss) | None => Ok(()),
-        }
+        self.begin(operation)?.and_then(error_of).map_or(Ok(()), Err)
     }
 }
 
@@ -305,10 +305,7 @@ impl Storage for FaultyDisk {
 
     fn sync_folder(&self, folder: &str) -> io::Result<()> {
         let mut disk = self.disk.lock();
-        match disk.begin(Operation::Sync)? {
-            Some(Fault::Error) => return Err(input_output_error()),
-            Some(Fault::Short | Fault::Full(_) | Fault::PowerLoss) | None => {}
-        }
+        disk.name_operation(Operation::Sync)?;
         let pending = std::mem::take(&mut disk.pending);
         for change in pending {
             if change.folder() == folder {
@@ -339,7 +336,7 @@ impl StorageFile for FaultyFile {
         let bytes = match disk.begin(Operation::Write)? {
             Some(Fault::Error) => return Err(input_output_error()),
             Some(Fault::Short) if bytes.len() > 1 => &bytes[..bytes.len() / 2],
-            Some(Fault::Short | Fault::Full(_) | Fault::PowerLoss) | None => bytes,
+            Some(_) | None => bytes,
         };
         let state = &mut disk.files[self.number];
         write_all_at(state.real.as_ref(), bytes, at)?;
@@ -360,10 +357,10 @@ impl StorageFile for FaultyFile {
         let fault = disk.begin(Operation::Sync)?;
         let state = &mut disk.files[self.number];
         let dirty = std::mem::take(&mut state.dirty);
-        if fault == Some(Fault::Error) {
+        if let Some(error) = fault.and_then(error_of) {
             // Marked clean without having been written, as Linux does.
             state.lost.extend(dirty);
-            return Err(input_output_error());
+            return Err(error);
         }
         for sector in dirty {
             if !state.lost.contains(&sector) {
@@ -397,6 +394,14 @@ impl StorageFile for FaultyFile {
 
     fn map(&self, bytes: usize) -> io::Result<Mapping> {
         self.disk.lock().files[self.number].real.map(bytes)
+    }
+}
+
+fn error_of(fault: Fault) -> Option<io::Error> {
+    match fault {
+        Fault::Error => Some(input_output_error()),
+        Fault::FullSync => Some(io::ErrorKind::StorageFull.into()),
+        Fault::Short | Fault::Full(_) | Fault::PowerLoss => None,
     }
 }
 

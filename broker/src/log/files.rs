@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::LogOptions;
 use super::segment::{HEADER_BYTES, Segment, SegmentHeader, parse_file_name};
-use super::storage::{Storage, fill_zeros, is_full, write_all_at};
+use super::storage::{Space, Storage, fill_zeros, is_full, sync_result, write_all_at};
 use super::writer::Active;
 use crate::entry::FrameKey;
 use crate::position::{EntryIndex, LogOffset, Term};
@@ -124,7 +124,7 @@ impl Files {
             self.storage.create(temporary)?
         };
         write_all_at(file.as_ref(), &header.encode(), 0)?;
-        file.sync()?;
+        sync_result(file.sync())?;
         let name = header.file_name();
         self.storage.rename(temporary, &name)?;
         {
@@ -132,7 +132,7 @@ impl Files {
             ready.pool.retain(|pooled| Some(pooled) != recycled.as_ref());
             ready.prepared &= recycled.is_some();
         }
-        self.storage.sync_folder("")?;
+        sync_result(self.storage.sync_folder(""))?;
         let key = FrameKey::of_group(self.group_uuid);
         let segment =
             Segment::new(header, name, file.as_ref(), self.segment_bytes, HEADER_BYTES, key)?;
@@ -212,13 +212,48 @@ impl Files {
         Ok(true)
     }
 
+    /// Repeats an operation that finds no space as long as there is some held back to give to it.
+    pub(super) fn with_reserve<T>(
+        &self,
+        mut operation: impl FnMut() -> io::Result<T>,
+    ) -> io::Result<T> {
+        loop {
+            match operation() {
+                Err(error) if is_full(&error) && self.free_reserve()? => {
+                    tracing::warn!("the disk is full: the log uses what it held back");
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn reserve_bytes_of(&self, space: Space) -> u64 {
+        self.reserve_bytes.min(space.total_bytes / RESERVE_PART)
+    }
+
+    /// Takes the reserve's space again where its file is there: whoever made it may not have come
+    /// to that. Does nothing if there is no such file.
+    pub(super) fn retake_reserve(&self) -> io::Result<()> {
+        if !self.ready.lock().reserve {
+            return Ok(());
+        }
+        let bytes = self.reserve_bytes_of(self.storage.space()?);
+        match self.storage.open(RESERVE_FILE)?.allocate(bytes) {
+            Err(error) if is_full(&error) => {
+                self.ready.lock().reserve = false;
+                self.remove(RESERVE_FILE)
+            }
+            result => result,
+        }
+    }
+
     /// Takes the reserve's space if there is half as much again; true if it is held now.
     pub(super) fn restore_reserve(&self) -> io::Result<bool> {
         if self.ready.lock().reserve || self.reserve_bytes == 0 {
             return Ok(true);
         }
         let space = self.storage.space()?;
-        let reserve_bytes = self.reserve_bytes.min(space.total_bytes / RESERVE_PART);
+        let reserve_bytes = self.reserve_bytes_of(space);
         if space.free_bytes < reserve_bytes + reserve_bytes / 2 {
             return Ok(false);
         }

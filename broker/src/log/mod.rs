@@ -4,7 +4,8 @@
 //! overwritten and no segment shortened, a tail is dropped by quarantine and roll (I2); a failed
 //! sync, or any failed write but for a full disk, ends all writing (I3).
 
-pub mod faulty;
+#[cfg(test)]
+pub(crate) mod faulty;
 mod files;
 pub mod inspect;
 mod mapping;
@@ -318,14 +319,14 @@ impl Log {
     /// Moves Raft's first index behind `upto`, logically. With `upto` beyond the end, or where
     /// another entry is, the log begins anew behind it, at `position`.
     pub fn purge(&self, upto: EntryId, position: LogOffset) -> Result<(), LogClosed> {
+        let failed = |error: io::Error| self.inner.published.close(&error.to_string());
+        let held = self.id_of(upto.index).map_err(failed)?;
         let mut view = self.view_for_write()?;
         if view.purged.is_some_and(|purged| purged.index >= upto.index) {
             return Ok(());
         }
         view.purged = Some(upto);
-        let next = view.tail.next();
-        let at_end_other = upto.index.next() == next && view.last != Some(upto);
-        if upto.index < next && !at_end_other {
+        if held == Some(upto) {
             return Ok(());
         }
         let from = upto.index.next();
@@ -486,6 +487,7 @@ fn assemble(
     mark: Option<CheckpointMark>,
 ) -> Result<Assembled, OpenError> {
     let recovered = recovery::recover(storage, &options, mark)?;
+    recovered.files.retake_reserve()?;
     let reserve = recovered.files.restore_reserve()?;
     if !reserve {
         tracing::warn!("the disk is full: only what needs no space is served");

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 
 use super::segment::SegmentHeader;
-use super::storage::{Storage, read_full_at, write_all_at};
+use super::storage::{Storage, read_full_at, sync_result, write_all_at};
 use crate::position::EntryIndex;
 
 pub(super) const FOLDER: &str = "quarantine";
@@ -44,10 +44,10 @@ pub(super) fn copy(
     }
     let header = encode(segment, first, range.start, at - range.start, hasher.finalize());
     write_all_at(into.as_ref(), &header, 0)?;
-    into.sync()?;
+    sync_result(into.sync())?;
     storage.rename(&temporary, &format!("{stem}{SUFFIX}"))?;
-    storage.sync_folder(FOLDER)?;
-    storage.sync_folder("")
+    sync_result(storage.sync_folder(FOLDER))?;
+    sync_result(storage.sync_folder(""))
 }
 
 fn encode(
@@ -73,13 +73,25 @@ fn encode(
     out
 }
 
+fn list(storage: &dyn Storage) -> io::Result<Vec<(String, u64)>> {
+    match storage.list(FOLDER) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        result => result,
+    }
+}
+
+/// Removes copies whose making was cut short: what they were of is still in its segment.
+pub(super) fn sweep(storage: &dyn Storage) -> io::Result<()> {
+    let unfinished = |(name, _): &(String, u64)| name.ends_with(".tmp");
+    for (name, _) in list(storage)?.into_iter().filter(unfinished) {
+        storage.remove(&format!("{FOLDER}/{name}"))?;
+    }
+    Ok(())
+}
+
 /// Removes the oldest copies until the rest fits into `bytes_max`. The newest one always stays.
 pub(super) fn bound(storage: &dyn Storage, bytes_max: u64) -> io::Result<()> {
-    let mut copies = match storage.list(FOLDER) {
-        Ok(copies) => copies,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
+    let mut copies = list(storage)?;
     copies.retain(|(name, _)| name.ends_with(SUFFIX));
     let mut total: u64 = copies.iter().map(|(_, bytes)| bytes).sum();
     let newest = copies.len().saturating_sub(1);

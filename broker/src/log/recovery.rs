@@ -12,7 +12,7 @@ use super::scan::{Behind, Expected, Fault, Scanner};
 use super::segment::{
     FRAME_BYTES_MAX, HEADER, HEADER_BYTES, Segment, SegmentError, SegmentHeader, parse_file_name,
 };
-use super::storage::{Storage, StorageFile, is_full, read_full_at};
+use super::storage::{Storage, StorageFile, read_full_at};
 use super::vote::{Local, load_local, load_vote, write_local};
 use super::writer::{Active, Start, UNSYNCED_BYTES_MAX};
 use super::{CheckpointMark, LogOptions, OpenError, RecoveryReport, Vote};
@@ -81,6 +81,10 @@ pub(super) fn recover(
     for name in dropped.chain(&listing.temporary) {
         files.remove(name)?;
     }
+    quarantine::sweep(files.storage())?;
+    if !overridden.is_empty() {
+        files.storage().sync_folder("")?;
+    }
     let next_incarnation = newest.max(local.map_or(0, |facts| facts.incarnation)) + 1;
     let state = State { files, options, next_incarnation, chain };
     let (opened, last, report) = if state.chain.is_empty() {
@@ -118,7 +122,7 @@ impl State<'_> {
             previous: 0,
             anew: false,
         };
-        let active = self.files.begin(new, self.next_incarnation)?;
+        let active = self.files.with_reserve(|| self.files.begin(new, self.next_incarnation))?;
         Ok(Opened {
             files: self.files,
             segments: [Arc::clone(&active.segment)].into(),
@@ -163,14 +167,9 @@ impl State<'_> {
         let mut segments = segments;
         if let Some(torn_end_at) = ending.torn_end_at(&last.header) {
             report.torn_tail = Some((next.index, torn_end_at - next.at));
-            let copied = quarantine::copy(storage, &last.header, next.index, next.at..torn_end_at);
-            match copied {
-                // The reserve is for just this: a start that needs a little space.
-                Err(error) if is_full(&error) && self.files.free_reserve()? => {
-                    quarantine::copy(storage, &last.header, next.index, next.at..torn_end_at)?;
-                }
-                copied => copied?,
-            }
+            self.files.with_reserve(|| {
+                quarantine::copy(storage, &last.header, next.index, next.at..torn_end_at)
+            })?;
             quarantine::bound(storage, self.options.quarantine_bytes_max)?;
             let new = NewSegment {
                 base: next.index,
@@ -183,11 +182,12 @@ impl State<'_> {
                 },
                 anew: next.index == last.header.base && last.header.anew,
             };
-            active = self.files.begin(new, self.next_incarnation)?;
+            active = self.files.with_reserve(|| self.files.begin(new, self.next_incarnation))?;
             self.next_incarnation += 1;
             if next.index == last.header.base {
                 segments.pop_back();
                 self.files.remove(&last.name)?;
+                storage.sync_folder("")?;
             }
             segments.push_back(Arc::clone(&active.segment));
         } else if from.segment == last_segment {
@@ -227,7 +227,7 @@ fn finish(
     report.clean = local.is_none_or(|before| before.clean);
     report.rebooted = local.is_some_and(|before| before.boot_id != facts.boot_id);
     if local != Some(facts) {
-        write_local(&mut local_slots, &facts)?;
+        opened.files.with_reserve(|| write_local(&mut local_slots, &facts))?;
         local_slots.sync()?;
     }
     let purged = opened.segments.front().and_then(|first| {

@@ -107,6 +107,13 @@ pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// Tells a sync that found no space from a write that did: trying again would hide what is lost.
+pub(super) fn sync_result(result: io::Result<()>) -> io::Result<()> {
+    result.map_err(|error| {
+        if is_full(&error) { io::Error::other(format!("a sync failed: {error}")) } else { error }
+    })
+}
+
 /// An `io::Error` cannot be cloned, and many may wait for one write.
 pub(super) fn copy_error(error: &io::Error) -> io::Error {
     error.raw_os_error().map_or_else(

@@ -255,6 +255,89 @@ fn appends_after_close_are_refused() {
     assert!(log.closed().borrow().is_some());
 }
 
+#[test]
+fn who_found_an_entry_before_a_cut_can_still_read_it() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir);
+    append_synced(&log, (0..40).map(|i| entry(1, i, payload(i, 200))).collect()).unwrap();
+    let segment = Arc::clone(&log.view().segments[0]);
+    log.truncate_after(Some(EntryIndex::new(9))).unwrap();
+    append_synced(&log, vec![entry(2, 10, payload(1, 10))]).unwrap();
+    let cut = EntryIndex::new(30);
+    let at = segment.locate(cut).unwrap();
+    assert_eq!(segment.frame_at(at, cut).unwrap().id.index, cut);
+    assert_eq!(log.entries(EntryIndex::new(9), cut, u64::MAX).unwrap().len(), 2);
+}
+
+#[test]
+fn a_second_cut_puts_only_what_it_drops_into_quarantine() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir);
+    append_synced(&log, (0..40).map(|i| entry(1, i, payload(i, 200))).collect()).unwrap();
+    log.truncate_after(Some(EntryIndex::new(19))).unwrap();
+    append_synced(&log, vec![entry(2, 20, payload(1, 10))]).unwrap();
+    log.truncate_after(Some(EntryIndex::new(9))).unwrap();
+    append_synced(&log, vec![entry(3, 10, payload(1, 10))]).unwrap();
+    let copies = Directory::existing(dir.path()).unwrap().list("quarantine").unwrap();
+    let of_first = |name: &str| name.ends_with("00000000000000000010.cut");
+    let (_, bytes) = copies.iter().find(|(name, _)| of_first(name)).unwrap();
+    assert_eq!(*bytes, 128 + 10 * entry(1, 0, payload(0, 200)).frame_bytes());
+}
+
+#[test]
+fn a_cut_to_where_the_log_began_anew_keeps_what_lay_before_forgotten() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir);
+    let upto = EntryId { term: Term::new(3), index: EntryIndex::new(99) };
+    log.purge(upto, LogOffset::new(8_000)).unwrap();
+    append_synced(&log, vec![entry(3, 100, payload(1, 70))]).unwrap();
+    log.truncate_after(Some(upto.index)).unwrap();
+    append_synced(&log, vec![entry(4, 100, payload(2, 70))]).unwrap();
+    assert!(log.view().segments.back().unwrap().header().anew);
+}
+
+#[test]
+fn a_purge_at_another_entry_begins_anew() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir);
+    append_synced(&log, (0..10).map(|i| entry(1, i, payload(i, 50))).collect()).unwrap();
+    let upto = EntryId { term: Term::new(3), index: EntryIndex::new(4) };
+    log.purge(upto, LogOffset::new(8_000)).unwrap();
+    assert_eq!((log.last(), log.end()), (Some(upto), LogOffset::new(8_000)));
+    append_synced(&log, vec![entry(3, 5, payload(1, 70))]).unwrap();
+    log.close();
+    assert_eq!(open(&dir).0.purged(), Some(upto));
+}
+
+#[test]
+fn nobody_holds_a_segment_that_is_gone() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir);
+    append_synced(&log, (0..300).map(|i| entry(1, i, payload(i, 1000))).collect()).unwrap();
+    let segment = Arc::clone(&log.view().segments[0]);
+    let upto = log.id_of(EntryIndex::new(149)).unwrap().unwrap();
+    log.purge(upto, LogOffset::ZERO).unwrap();
+    log.retain_from(EntryIndex::new(150)).unwrap();
+    // As a reader does that was slow.
+    log.view().keep_table_of_sealed(&segment);
+    assert_eq!(Arc::strong_count(&segment), 1);
+}
+
+#[test]
+fn a_start_takes_the_reserve_and_clears_what_a_crash_left() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = TempDir::new().unwrap();
+    let reserve = dir.path().join("reserve");
+    let unfinished = dir.path().join("quarantine/0000000001-00000000000000000002.tmp");
+    std::fs::create_dir(dir.path().join("quarantine")).unwrap();
+    std::fs::write(&unfinished, b"part").unwrap();
+    std::fs::write(&reserve, b"").unwrap();
+    let (log, _) = open(&dir);
+    assert!(!*log.disk_full().borrow());
+    assert!(std::fs::metadata(&reserve).unwrap().blocks() * 512 >= 64 << 10);
+    assert!(!unfinished.exists());
+}
+
 /// Waits for something that another thread does.
 fn until(mut reached: impl FnMut() -> bool) {
     let began = std::time::Instant::now();

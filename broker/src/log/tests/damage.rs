@@ -198,14 +198,14 @@ fn a_file_that_ends_anywhere_gives_no_wrong_entry_and_hides_no_durable_one() {
 }
 
 #[test]
-fn no_flipped_bit_brings_an_older_vote_back_once_it_was_marked() {
+fn no_flipped_bit_brings_an_older_vote_back() {
     let dir = TempDir::new().unwrap();
     let (log, _) = Log::open(dir.path(), options(), None).unwrap();
     let vote = |term| Vote { term: Term::new(term), node: 1, committed: false };
     for term in [4, 9] {
         log.save_vote(vote(term)).unwrap().blocking_recv().unwrap().unwrap();
     }
-    log.close();
+    drop(log);
     let group_uuid = options().group_uuid;
     let memory = Memory { files: Arc::new(Mutex::new(files(dir.path()))) };
     let (local, _) = super::super::vote::load_local(&memory, group_uuid).unwrap();

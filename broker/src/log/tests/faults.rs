@@ -57,20 +57,53 @@ fn with_fault(at: u64, fault: Fault) -> Option<Driver> {
 #[test]
 fn a_failed_operation_loses_nothing_that_was_acknowledged() {
     let (opened, total) = operations_of_work();
-    let mut refused = 0;
-    for at in opened + 1..=total {
-        let mut driver = with_fault(at, Fault::Error).expect("it opens before the fault");
-        if !work(&mut driver) {
-            refused += 1;
-            assert!(driver.log.append(vec![], Box::new(|_| {})).is_err());
+    for fault in [Fault::Error, Fault::FullSync] {
+        let mut refused = 0;
+        for at in opened + 1..=total {
+            let mut driver = with_fault(at, fault).expect("it opens before the fault");
+            if !work(&mut driver) {
+                refused += 1;
+                assert!(driver.log.append(vec![], Box::new(|_| {})).is_err());
+            }
+            for keep in [Keep::Nothing, Keep::Everything, Keep::Some(at)] {
+                driver = driver.crash(keep, None);
+                driver.check();
+            }
         }
-        for keep in [Keep::Nothing, Keep::Everything, Keep::Some(at)] {
-            driver = driver.crash(keep, None);
-            driver.check();
+        let tried = total - opened;
+        // Only the caller of a trim is told of its failures.
+        assert!(refused * 10 > tried * 9, "{fault:?}: {refused} of {tried} were noticed");
+    }
+}
+
+/// A log with three entries and a torn tail.
+fn torn_log() -> tempfile::TempDir {
+    let dir = temp_dir();
+    let (log, _) = Log::open(dir.path(), small_options(), None).unwrap();
+    super::append_synced(&log, (0..3).map(|i| entry(1, i, payload(i, 100))).collect()).unwrap();
+    let end_at = 4096 + log.end().get();
+    drop(log);
+    let segment = dir.path().join(&super::segment_names(&dir)[0]);
+    let file = std::fs::OpenOptions::new().write(true).open(segment).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"torn", end_at + 100).unwrap();
+    dir
+}
+
+#[test]
+fn a_start_that_finds_no_space_uses_what_was_held_back() {
+    for at in 1.. {
+        let dir = torn_log();
+        let disk = FaultyDisk::open(dir.path()).unwrap();
+        disk.fail_at(at, Fault::Full(1));
+        let (log, report, _) =
+            Log::open_stepped(Arc::new(disk.clone()), small_options(), None).unwrap();
+        assert!(report.torn_tail.is_some());
+        assert_eq!(log.last().unwrap().index, EntryIndex::new(2));
+        if disk.operations() < at {
+            assert!(at > 8, "a start with a torn tail writes more");
+            return;
         }
     }
-    // Only the caller of a trim is told of its failures.
-    assert!(refused * 10 > (total - opened) * 9, "{refused} of {} were noticed", total - opened);
 }
 
 #[test]
