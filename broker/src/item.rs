@@ -210,17 +210,14 @@ impl PayloadBuilder {
     }
 
     pub fn push_command(&mut self, command: &Command) {
-        let (kind, version, archive) = command::encode(command);
-        let mut item = BytesMut::with_capacity(COMMAND_HEADER_BYTES + archive.len());
-        item.put_u32_le(item_size(COMMAND_HEADER_BYTES + archive.len()));
-        item.put_slice(&[COMMAND, 0, 0, 0]);
-        item.put_u16_le(kind);
-        item.put_u16_le(version);
-        item.put_u32_le(item_size(archive.len()));
-        item.put_slice(&archive);
+        self.push_encoded(command_item(command));
+    }
+
+    /// Adds what [`command_item`] made.
+    pub(crate) fn push_encoded(&mut self, item: Bytes) {
         self.crc.update(&item);
         self.crc.update(self.padding_behind(item.len()));
-        self.add(item.freeze());
+        self.add(item);
         self.end_item();
     }
 
@@ -252,6 +249,19 @@ impl PayloadBuilder {
         }
         self.item_count += 1;
     }
+}
+
+/// A command as an item, without the padding behind it.
+pub(crate) fn command_item(command: &Command) -> Bytes {
+    let (kind, version, archive) = command::encode(command);
+    let mut item = BytesMut::with_capacity(COMMAND_HEADER_BYTES + archive.len());
+    item.put_u32_le(item_size(COMMAND_HEADER_BYTES + archive.len()));
+    item.put_slice(&[COMMAND, 0, 0, 0]);
+    item.put_u16_le(kind);
+    item.put_u16_le(version);
+    item.put_u32_le(item_size(archive.len()));
+    item.put_slice(&archive);
+    item.freeze()
 }
 
 fn item_size(bytes: usize) -> u32 {

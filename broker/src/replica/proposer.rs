@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use drumlin_proto::ids::QueueKey;
-use drumlin_proto::record::RunHeader;
+use drumlin_proto::record::{Run, RunHeader};
 use openraft::alias::OneshotReceiverOf;
 use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
@@ -25,15 +25,16 @@ use tokio_util::sync::CancellationToken;
 use super::clock_source::ClockSource;
 use super::raft_types::{Payload, Raft, TypeConfig};
 use super::{Applied, Item, ProposeError, RaftStatus, ReadableEnd};
-use crate::command::{Command, Refusal};
-use crate::entry::EntryKind;
-use crate::item::PayloadBuilder;
+use crate::command::Refusal;
+use crate::entry::{ALIGN_BYTES, EntryKind, PAYLOAD_BYTES_MAX};
+use crate::item::{self, PayloadBuilder};
 use crate::position::EntryIndex;
 
 /// An entry is closed once it has this much.
 const ENTRY_BYTES_TARGET: usize = 256 << 10;
-/// Bytes of payload that no entry exceeds.
-pub(crate) const ENTRY_BYTES_MAX: usize = 8 << 20;
+/// Bytes of payload that no entry exceeds, and no item.
+const ENTRY_BYTES_MAX: usize = 8 << 20;
+const _: () = assert!(ENTRY_BYTES_MAX <= PAYLOAD_BYTES_MAX);
 /// Runs of one queue are merged up to this.
 const MERGED_BYTES_MAX: usize = 256 << 10;
 /// Entries that may be not durable here.
@@ -59,10 +60,41 @@ pub(crate) struct ProposerHandle {
     stop: CancellationToken,
 }
 
+/// An item as its entry will hold it.
+#[derive(Debug)]
+enum Content {
+    Run {
+        queue: QueueKey,
+        run: Run,
+    },
+    /// Encoded: what it takes is known, and the one task that builds entries need not do it.
+    Command(Bytes),
+}
+
+impl Content {
+    /// What it adds to a payload at most: runs that are merged share a header.
+    fn payload_bytes(&self) -> usize {
+        let bytes = match self {
+            Self::Run { run, .. } => run.as_bytes().len(),
+            Self::Command(item) => item.len(),
+        };
+        bytes.next_multiple_of(ALIGN_BYTES)
+    }
+}
+
+impl From<Item> for Content {
+    fn from(item: Item) -> Self {
+        match item {
+            Item::Run { queue, run } => Self::Run { queue, run },
+            Item::Command(command) => Self::Command(item::command_item(&command)),
+        }
+    }
+}
+
 /// An item that waits for its entry.
 #[derive(Debug)]
 struct Waiting {
-    item: Item,
+    content: Content,
     deadline: Option<Instant>,
     link: Option<Link>,
     reply: Reply,
@@ -143,11 +175,12 @@ impl ProposerHandle {
         deadline: Option<Instant>,
         chain: Option<&Chain>,
     ) -> impl Future<Output = Result<Applied, ProposeError>> + Send + use<> {
+        let content = Content::from(item);
         let link = chain.map(Chain::next_link);
-        let queued = self.reserve(&item).and_then(|in_flight| {
+        let queued = self.reserve(&content).and_then(|in_flight| {
             let (sender, answer) = oneshot::channel();
             let reply = Reply { sender, _in_flight: in_flight };
-            let waiting = Waiting { item, deadline, link, reply };
+            let waiting = Waiting { content, deadline, link, reply };
             let stopped = || ProposeError::Stopped("the proposer has ended".into());
             self.queue.send(waiting).map(|()| answer).map_err(|_| stopped())
         });
@@ -163,13 +196,17 @@ impl ProposerHandle {
     }
 
     /// Takes the bytes of an item, or says why it cannot wait.
-    fn reserve(&self, item: &Item) -> Result<OwnedSemaphorePermit, ProposeError> {
-        if matches!(item, Item::Run { .. })
+    fn reserve(&self, content: &Content) -> Result<OwnedSemaphorePermit, ProposeError> {
+        let bytes = content.payload_bytes();
+        if bytes > ENTRY_BYTES_MAX {
+            return Err(Refusal::Malformed { field: "size" }.into());
+        }
+        if matches!(content, Content::Run { .. })
             && let Some(reason) = self.refused.borrow().as_deref()
         {
             return Err(ProposeError::DiskFull(reason.to_owned()));
         }
-        let cost = u32::try_from(item_bytes(item) + ITEM_OVERHEAD_BYTES).unwrap_or(u32::MAX);
+        let cost = u32::try_from(bytes + ITEM_OVERHEAD_BYTES).unwrap_or(u32::MAX);
         Arc::clone(&self.permits).try_acquire_many_owned(cost).map_err(|_| ProposeError::Busy {
             waiting_bytes: self.in_flight_bytes(),
             bytes_max: self.bytes_max,
@@ -185,14 +222,6 @@ impl ProposerHandle {
     pub(crate) fn in_flight_bytes(&self) -> u64 {
         let free = u64::try_from(self.permits.available_permits()).unwrap_or(u64::MAX);
         self.bytes_max.saturating_sub(free)
-    }
-}
-
-fn item_bytes(item: &Item) -> usize {
-    match item {
-        Item::Run { run, .. } => run.as_bytes().len(),
-        // Commands name at most some thousand records; their archives are of this order.
-        Item::Command(_) => 1024,
     }
 }
 
@@ -230,19 +259,61 @@ pub(crate) fn start(parts: ProposerParts) -> (ProposerHandle, ProposerTasks) {
         tokio::spawn(answer_all(unanswered, parts.readable.clone(), parts.commit_seconds.clone()));
     let proposer = Proposer {
         parts,
-        waiting,
-        held: None,
+        backlog: Backlog::of(waiting),
         window: Arc::new(Semaphore::new(WINDOW_ENTRIES)),
         proposed,
     };
     (handle, [tokio::spawn(proposer.run()), answering])
 }
 
-struct Proposer {
-    parts: ProposerParts,
-    waiting: mpsc::UnboundedReceiver<Waiting>,
+/// What waits to be proposed, in order.
+struct Backlog {
+    queue: mpsc::UnboundedReceiver<Waiting>,
     /// Taken from the queue, but too large for the entry before.
     held: Option<Waiting>,
+}
+
+impl Backlog {
+    fn of(queue: mpsc::UnboundedReceiver<Waiting>) -> Self {
+        Self { queue, held: None }
+    }
+
+    async fn next(&mut self) -> Option<Waiting> {
+        match self.held.take() {
+            Some(held) => Some(held),
+            None => self.queue.recv().await,
+        }
+    }
+
+    /// What waits now, up to an entry's size.
+    fn gather(&mut self, first: Waiting) -> Vec<Waiting> {
+        let mut bytes = first.content.payload_bytes();
+        let mut items = vec![first];
+        while bytes < ENTRY_BYTES_TARGET {
+            let Ok(next) = self.queue.try_recv() else { break };
+            let next_bytes = next.content.payload_bytes();
+            if bytes + next_bytes > ENTRY_BYTES_MAX {
+                self.held = Some(next);
+                break;
+            }
+            bytes += next_bytes;
+            items.push(next);
+        }
+        items
+    }
+
+    /// Takes no more and answers what waits.
+    fn refuse_all(mut self, error: &ProposeError) {
+        self.queue.close();
+        while let Some(waiting) = self.held.take().or_else(|| self.queue.try_recv().ok()) {
+            waiting.refuse(error.clone());
+        }
+    }
+}
+
+struct Proposer {
+    parts: ProposerParts,
+    backlog: Backlog,
     window: Arc<Semaphore>,
     proposed: mpsc::Sender<Proposed>,
 }
@@ -252,7 +323,7 @@ impl Proposer {
         let stop = self.parts.stop.clone();
         let reason = loop {
             let proposing = async {
-                let first = self.next().await?;
+                let first = self.backlog.next().await?;
                 let window = Arc::clone(&self.window).acquire_owned().await.ok()?;
                 Some((first, window))
             };
@@ -261,39 +332,12 @@ impl Proposer {
                 taken = proposing => taken,
             };
             let Some((first, window)) = taken else { break "no proposer is left" };
-            let items = self.gather(first);
+            let items = self.backlog.gather(first);
             if !self.propose(items, window).await {
                 break "raft has stopped";
             }
         };
-        self.waiting.close();
-        while let Some(waiting) = self.held.take().or_else(|| self.waiting.try_recv().ok()) {
-            waiting.refuse(ProposeError::Stopped(reason.into()));
-        }
-    }
-
-    async fn next(&mut self) -> Option<Waiting> {
-        match self.held.take() {
-            Some(held) => Some(held),
-            None => self.waiting.recv().await,
-        }
-    }
-
-    /// What waits now, up to an entry's size.
-    fn gather(&mut self, first: Waiting) -> Vec<Waiting> {
-        let mut bytes = item_bytes(&first.item);
-        let mut items = vec![first];
-        while bytes < ENTRY_BYTES_TARGET {
-            let Ok(next) = self.waiting.try_recv() else { break };
-            let next_bytes = item_bytes(&next.item);
-            if bytes + next_bytes > ENTRY_BYTES_MAX - (64 << 10) {
-                self.held = Some(next);
-                break;
-            }
-            bytes += next_bytes;
-            items.push(next);
-        }
-        items
+        self.backlog.refuse_all(&ProposeError::Stopped(reason.into()));
     }
 
     /// False once Raft has stopped.
@@ -349,7 +393,7 @@ fn admit(items: Vec<Waiting>, now: Instant, refused: Option<&str>) -> Vec<Waitin
             waiting.refuse(ProposeError::OutOfOrder);
         } else if waiting.deadline.is_some_and(|deadline| deadline <= now) {
             waiting.refuse(ProposeError::Expired);
-        } else if let (Some(reason), Item::Run { .. }) = (refused, &waiting.item) {
+        } else if let (Some(reason), Content::Run { .. }) = (refused, &waiting.content) {
             waiting.refuse(ProposeError::DiskFull(reason.to_owned()));
         } else {
             admitted.push(waiting);
@@ -362,7 +406,7 @@ fn admit(items: Vec<Waiting>, now: Instant, refused: Option<&str>) -> Vec<Waitin
 #[derive(Debug)]
 enum Piece {
     Runs { header: RunHeader, records: Vec<Bytes>, replies: Vec<(u64, Reply)> },
-    Command { command: Command, reply: Reply },
+    Command { item: Bytes, reply: Reply },
 }
 
 /// Runs of one queue become one item, unless a command lies between them: what a command finds must
@@ -371,12 +415,12 @@ fn merge(items: Vec<Waiting>) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::with_capacity(items.len());
     let mut open: HashMap<QueueKey, usize> = HashMap::new();
     for waiting in items {
-        match waiting.item {
-            Item::Command(command) => {
+        match waiting.content {
+            Content::Command(item) => {
                 open.clear();
-                pieces.push(Piece::Command { command, reply: waiting.reply });
+                pieces.push(Piece::Command { item, reply: waiting.reply });
             }
-            Item::Run { queue, run } => {
+            Content::Run { queue, run } => {
                 let count = u64::from(run.record_count());
                 let header = run.header().placed(queue, 0);
                 let open_piece = open.get(&queue).and_then(|at| pieces.get_mut(*at));
@@ -451,14 +495,15 @@ fn build(
                 builder.push_records(&header, records);
                 replies.push(Replies::Runs(waiting));
             }
-            Piece::Command { command, reply } => {
-                builder.push_command(&command);
+            Piece::Command { item, reply } => {
+                builder.push_encoded(item);
                 replies.push(Replies::Command(reply));
             }
         }
     }
     let (payload, payload_crc, item_count) = builder.finish();
     assert_eq!(usize::try_from(item_count).ok(), Some(replies.len()), "an item for each piece");
+    assert!(payload.len() <= ENTRY_BYTES_MAX, "{} bytes were gathered", payload.len());
     let payload = Payload {
         kind: EntryKind::Batch,
         clock_ms,

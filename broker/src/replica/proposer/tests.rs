@@ -1,9 +1,10 @@
 use drumlin_proto::ids::{QueueId, QueueOffset, TopicId};
-use drumlin_proto::record::{RecordFields, Run, RunBuilder};
+use drumlin_proto::record::{RecordFields, RunBuilder};
+use futures::FutureExt;
 
 use super::*;
-use crate::command::Outcome;
-use crate::item::{self, ItemView};
+use crate::command::{Command, GroupId, LeaseId, Outcome};
+use crate::item::ItemView;
 
 type Answer = oneshot::Receiver<Result<Applied, ProposeError>>;
 
@@ -23,7 +24,7 @@ fn waiting(item: Item) -> (Waiting, Answer) {
     let permits = Arc::new(Semaphore::new(1));
     let (sender, answer) = oneshot::channel();
     let reply = Reply { sender, _in_flight: permits.try_acquire_owned().unwrap() };
-    (Waiting { item, deadline: None, link: None, reply }, answer)
+    (Waiting { content: item.into(), deadline: None, link: None, reply }, answer)
 }
 
 fn run_item(number: u16, bodies: &[&[u8]]) -> (Waiting, Answer) {
@@ -32,6 +33,25 @@ fn run_item(number: u16, bodies: &[&[u8]]) -> (Waiting, Answer) {
 
 fn command_item() -> (Waiting, Answer) {
     waiting(Item::Command(Command::DeleteTopic { topic: TopicId::new(9) }))
+}
+
+fn handle(bytes_max: usize) -> (ProposerHandle, mpsc::UnboundedReceiver<Waiting>) {
+    let (queue, waiting) = mpsc::unbounded_channel();
+    let (_, refused) = watch::channel(None);
+    let handle = ProposerHandle {
+        queue,
+        permits: Arc::new(Semaphore::new(bytes_max)),
+        bytes_max: u64::try_from(bytes_max).unwrap(),
+        refused,
+        stop: CancellationToken::new(),
+    };
+    (handle, waiting)
+}
+
+/// As large as a consumer's request makes them.
+fn ack(record_count: u64) -> Item {
+    let records = (0..record_count).map(|n| (QueueOffset::new(n), LeaseId(n))).collect();
+    Item::Command(Command::Ack { group: GroupId(1), queue: queue(0), records })
 }
 
 fn window() -> OwnedSemaphorePermit {
@@ -109,7 +129,7 @@ async fn full_disk_refuses_runs_and_lets_commands_pass() {
     let (run, mut run_answer) = run_item(0, &[b"a"]);
     let (command, _command_answer) = command_item();
     let admitted = admit(vec![run, command], Instant::now(), Some("91 %"));
-    assert!(matches!(admitted[..], [Waiting { item: Item::Command(_), .. }]));
+    assert!(matches!(admitted[..], [Waiting { content: Content::Command(_), .. }]));
     assert!(matches!(run_answer.try_recv().unwrap(), Err(ProposeError::DiskFull(_))));
 }
 
@@ -131,15 +151,7 @@ async fn a_broken_chain_stops_what_follows_and_nothing_before() {
 
 #[tokio::test]
 async fn more_than_the_allowed_bytes_in_flight_is_busy() {
-    let (queue, mut items) = mpsc::unbounded_channel();
-    let (_refused, refused) = watch::channel(None);
-    let handle = ProposerHandle {
-        queue,
-        permits: Arc::new(Semaphore::new(1000)),
-        bytes_max: 1000,
-        refused,
-        stop: CancellationToken::new(),
-    };
+    let (handle, mut items) = handle(1000);
     let body = [b'x'; 300];
     let item = || Item::Run { queue: self::queue(0), run: run(&[&body]) };
     let _waits = handle.propose(item(), None, None);
@@ -149,5 +161,29 @@ async fn more_than_the_allowed_bytes_in_flight_is_busy() {
     assert!(matches!(refused, Err(ProposeError::Busy { waiting_bytes, bytes_max: 1000 })
         if waiting_bytes == in_flight));
     drop(items.try_recv().unwrap());
+    assert_eq!(handle.in_flight_bytes(), 0);
+}
+
+#[tokio::test]
+async fn large_commands_close_an_entry_and_count_as_in_flight() {
+    let (handle, waiting) = handle(64 << 20);
+    let answers: Vec<_> = (0..300).map(|_| handle.propose(ack(4096), None, None)).collect();
+    assert!(handle.in_flight_bytes() > 300 * 4096 * 16);
+    let mut backlog = Backlog::of(waiting);
+    let mut entries = 0;
+    while let Some(Some(first)) = backlog.next().now_or_never() {
+        let (payload, _) = build(merge(backlog.gather(first)), 0, window());
+        assert!(payload.payload.len() < ENTRY_BYTES_TARGET + (70 << 10));
+        entries += 1;
+    }
+    assert!(entries >= 60, "{entries} entries");
+    drop(answers);
+}
+
+#[tokio::test]
+async fn an_item_that_no_entry_can_hold_is_refused() {
+    let (handle, _waiting) = handle(64 << 20);
+    let refused = handle.propose(ack(1 << 19), None, None).await;
+    assert!(matches!(refused, Err(ProposeError::Refused(Refusal::Malformed { .. }))));
     assert_eq!(handle.in_flight_bytes(), 0);
 }
