@@ -188,14 +188,24 @@ impl Edge {
             let mut woken = std::pin::pin!(wakes.notified());
             woken.as_mut().enable();
             self.still_defined(poll)?;
-            match self.take(poll).await? {
-                Taken::Records(records) => return Ok(records),
-                Taken::OnTheWay => continue,
-                Taken::Nothing => {}
+            let taken = self.take(poll).await?;
+            if let Taken::Records(records) = taken {
+                return Ok(records);
             }
             if Instant::now() >= poll.ends {
                 self.pass_over(poll);
                 return Err(Fault::new(Code::MessageNotFound, "no message until the poll ended"));
+            }
+            if matches!(taken, Taken::OnTheWay) {
+                // A filter may pass over a long backlog this way.
+                if gone.is_closed() {
+                    return Ok(Vec::new());
+                }
+                if self.stop.is_cancelled() {
+                    return Err(stopping());
+                }
+                tokio::task::yield_now().await;
+                continue;
             }
             let due_ms = next_due_in_ms(self.replica(), poll.want.group, &poll.queues);
             let due = due_ms.map(|ms| Instant::now() + Duration::from_millis(ms.max(1)));
@@ -204,9 +214,7 @@ impl Edge {
                 () = woken => {}
                 () = sleep_until(until) => {}
                 () = gone.closed() => return Ok(Vec::new()),
-                () = self.stop.cancelled() => {
-                    return Err(Fault::new(Code::InternalServerError, "the broker is stopping"));
-                }
+                () = self.stop.cancelled() => return Err(stopping()),
                 led = raft.wait_for(|status| !status.serving) => {
                     drop(led);
                     let text = "this broker does not lead its group any more";
@@ -285,6 +293,10 @@ impl Edge {
             }
         }
     }
+}
+
+fn stopping() -> Fault {
+    Fault::new(Code::InternalServerError, "the broker is stopping")
 }
 
 fn unreadable(error: ReadError) -> Fault {

@@ -542,3 +542,29 @@ async fn a_stopping_broker_ends_its_polls() {
     assert_eq!(received.code(), Code::InternalServerError);
     fixture.stop().await;
 }
+
+#[tokio::test]
+async fn a_poll_over_a_long_backlog_of_other_tags_ends_in_time_and_with_its_client() {
+    let fixture = Fixture::start().await;
+    fixture.topic(TOPIC).await;
+    // Each round passes over what fits one scan of a queue, so this takes several.
+    for _ in 0..24 {
+        let mut other = grouped("x", "g");
+        other.system_properties.as_mut().unwrap().tag = Some("other".into());
+        fixture.store(vec![other; 1000]).await;
+    }
+    let tasks_before = fixture.edge.tasks.len();
+    let request = slow_call(filtered("wanted", LONG));
+    drop(receive::open(&fixture.edge, "127.0.0.1:1".to_owned(), request));
+    until(&fixture, |fixture| fixture.edge.tasks.len() == tasks_before).await;
+    let passed = || {
+        let view = fixture.edge.replica().view();
+        let mut groups = view.state.groups().iter();
+        groups.next().map_or(0, |(_, _, leases)| leases.next().get())
+    };
+    assert!(passed() < 24_000, "a poll without a client goes on to the end of the backlog");
+    let received = fixture.receive(filtered("wanted", Duration::from_millis(1))).await;
+    assert_eq!(received.code(), Code::MessageNotFound);
+    assert!(passed() < 24_000, "a poll goes on behind its end");
+    fixture.stop().await;
+}
