@@ -20,7 +20,7 @@ use super::settings::{POLL_MAX, RECEIVE_BATCH_MAX};
 use super::status::{Fault, ok};
 use super::{Edge, REPLY_MARGIN, validate};
 use crate::catalog::Topic;
-use crate::command::{Command, GroupId, GroupStart, Outcome, Refusal};
+use crate::command::{Command, Granted, GroupId, GroupStart, LeaseId, Outcome, Refusal};
 use crate::log::ReadError;
 use crate::metrics::labels::Processor;
 use crate::replica::{Applied, Item, ProposeError};
@@ -242,39 +242,34 @@ impl Edge {
     async fn take(&self, poll: &PollRequest) -> Result<Taken, Fault> {
         let first = usize::try_from(self.next_queue.fetch_add(1, Ordering::Relaxed)).unwrap_or(0);
         let mut room = poll.records_max;
+        let mut round = Round::default();
         let mut proposed: Vec<Proposed> = Vec::new();
         for n in 0..poll.queues.len() {
             let Some(queue) = poll.queues.get((first.wrapping_add(n)) % poll.queues.len()) else {
                 continue;
             };
-            let plan = self.plans.propose(self.replica(), *queue, &poll.want, room, poll.deadline);
-            if let Some(plan) = plan.map_err(unreadable)? {
-                room -= plan.record_count;
-                proposed.push(plan);
+            match self.plans.propose(self.replica(), *queue, &poll.want, room, poll.deadline) {
+                Ok(None) => {}
+                Ok(Some(plan)) => {
+                    room -= plan.record_count;
+                    proposed.push(plan);
+                }
+                // Trimmed between two looks: the next one begins behind it.
+                Err(ReadError::Trimmed { .. }) => round.looks_again = true,
+                Err(error) => round.failed(unreadable(*queue, error)),
             }
             if room == 0 {
                 break;
             }
         }
-        let mut taken = if proposed.is_empty() { Taken::Nothing } else { Taken::OnTheWay };
-        let mut records = Vec::new();
         for plan in proposed {
             let queue = plan.queue;
-            match plan.outcome().await {
-                Ok((lease, granted)) => {
-                    records.extend(granted.into_iter().map(|record| (queue, lease, record)));
-                }
-                Err(ProposeError::Refused(
-                    Refusal::LeaseOutdated { .. } | Refusal::OffsetOutOfRange { .. },
-                )) => taken = Taken::Nothing,
-                Err(error) if records.is_empty() => {
-                    self.context.metrics.propose_refused(&error);
-                    return Err(error.into());
-                }
-                Err(error) => tracing::debug!(%error, ?queue, "part of a poll failed"),
+            if let Err(error) = round.settle(queue, plan.outcome().await) {
+                self.context.metrics.propose_refused(&error);
+                round.failed(error.into());
             }
         }
-        Ok(if records.is_empty() { taken } else { Taken::Records(records) })
+        round.taken()
     }
 
     /// What a filter left out counts as consumed when the poll ends.
@@ -299,8 +294,8 @@ fn stopping() -> Fault {
     Fault::new(Code::InternalServerError, "the broker is stopping")
 }
 
-fn unreadable(error: ReadError) -> Fault {
-    tracing::error!(%error, "a queue cannot be read");
+fn unreadable(queue: QueueKey, error: ReadError) -> Fault {
+    tracing::error!(%error, ?queue, "a queue cannot be read");
     Fault::new(Code::InternalServerError, error.to_string())
 }
 
@@ -311,6 +306,52 @@ enum Taken {
     /// Something was proposed that granted nothing: look again at once.
     OnTheWay,
     Nothing,
+}
+
+/// What the queues of one round gave, each for itself: records that were leased are delivered,
+/// whatever became of other queues.
+#[derive(Debug, Default)]
+struct Round {
+    records: Vec<Leased>,
+    /// Of the first queue that failed.
+    fault: Option<Fault>,
+    looks_again: bool,
+    /// A plan was overtaken; the poll is woken once others that depend on it are settled.
+    outdated: bool,
+}
+
+impl Round {
+    fn failed(&mut self, fault: Fault) {
+        self.fault.get_or_insert(fault);
+    }
+
+    /// Errors: what is more than an overtaken plan.
+    fn settle(
+        &mut self,
+        queue: QueueKey,
+        outcome: Result<(LeaseId, Vec<Granted>), ProposeError>,
+    ) -> Result<(), ProposeError> {
+        match outcome {
+            Ok((lease, granted)) => {
+                self.looks_again = true;
+                self.records.extend(granted.into_iter().map(|record| (queue, lease, record)));
+            }
+            Err(ProposeError::Refused(
+                Refusal::LeaseOutdated { .. } | Refusal::OffsetOutOfRange { .. },
+            )) => self.outdated = true,
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn taken(self) -> Result<Taken, Fault> {
+        match self.fault {
+            _ if !self.records.is_empty() => Ok(Taken::Records(self.records)),
+            Some(fault) => Err(fault),
+            None if self.looks_again && !self.outdated => Ok(Taken::OnTheWay),
+            None => Ok(Taken::Nothing),
+        }
+    }
 }
 
 /// Runs a poll in a task and answers with the stream of its frames.
@@ -406,6 +447,8 @@ impl Edge {
 
 #[cfg(test)]
 mod tests {
+    use drumlin_proto::ids::{QueueId, QueueOffset, TopicId};
+
     use super::*;
 
     fn s(seconds: u64) -> Duration {
@@ -434,6 +477,25 @@ mod tests {
         ] {
             assert_eq!(poll_time(asked, remaining, timeout), expected, "{row}");
         }
+    }
+
+    #[test]
+    fn records_of_a_round_are_delivered_whatever_fails_beside_them() {
+        let queue = |queue| QueueKey { topic: TopicId::new(1), queue: QueueId::new(queue) };
+        let busy = || ProposeError::Busy { waiting_bytes: 2, bytes_max: 1 };
+        let granted = Granted { offset: QueueOffset::ZERO, attempt: 1 };
+        let mut round = Round::default();
+        let refused = round.settle(queue(0), Err(busy())).unwrap_err();
+        round.failed(refused.into());
+        round.settle(queue(1), Ok((LeaseId(7), vec![granted]))).unwrap();
+        round.failed(unreadable(queue(2), std::io::Error::other("bad sector").into()));
+        let taken = round.taken();
+        let Ok(Taken::Records(records)) = taken else { panic!("{taken:?}") };
+        assert_eq!(records, [(queue(1), LeaseId(7), granted)]);
+        let mut failed = Round::default();
+        failed.failed(busy().into());
+        failed.settle(queue(1), Ok((LeaseId(8), Vec::new()))).unwrap();
+        assert_eq!(failed.taken().unwrap_err().code, Code::TooManyRequests);
     }
 
     #[test]
