@@ -161,19 +161,20 @@ fn standing(
     Ok(Some(Standing { next, due }))
 }
 
-/// Milliseconds until a record of these queues becomes due again for the group.
+/// Milliseconds from now until a record of these queues becomes due again for the group; 0 if one
+/// has since `looked_ms`.
 pub(super) fn next_due_in_ms(
     replica: &Replica,
+    looked_ms: u64,
     group: GroupId,
     queues: &[QueueKey],
 ) -> Option<u64> {
-    let now_ms = replica.clock_ms();
     let view = replica.view();
     let due_ms = queues
         .iter()
-        .filter_map(|queue| view.state.leases(group, *queue)?.next_due_ms(now_ms))
+        .filter_map(|queue| view.state.leases(group, *queue)?.next_due_ms(looked_ms))
         .min()?;
-    Some(due_ms.saturating_sub(now_ms))
+    Some(due_ms.saturating_sub(replica.clock_ms()))
 }
 
 /// Records never delivered before that one plan takes.

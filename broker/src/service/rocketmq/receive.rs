@@ -188,6 +188,8 @@ impl Edge {
             let mut woken = std::pin::pin!(wakes.notified());
             woken.as_mut().enable();
             self.still_defined(poll)?;
+            // Before the look: what becomes due during it is waited for.
+            let looked_ms = self.replica().clock_ms();
             let taken = self.take(poll).await?;
             if let Taken::Records(records) = taken {
                 return Ok(records);
@@ -207,7 +209,7 @@ impl Edge {
                 tokio::task::yield_now().await;
                 continue;
             }
-            let due_ms = next_due_in_ms(self.replica(), poll.want.group, &poll.queues);
+            let due_ms = next_due_in_ms(self.replica(), looked_ms, poll.want.group, &poll.queues);
             let due = due_ms.map(|ms| Instant::now() + Duration::from_millis(ms.max(1)));
             let until = due.map_or(poll.ends, |due| due.min(poll.ends));
             tokio::select! {

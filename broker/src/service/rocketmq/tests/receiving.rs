@@ -568,3 +568,23 @@ async fn a_poll_over_a_long_backlog_of_other_tags_ends_in_time_and_with_its_clie
     assert!(passed() < 24_000, "a poll goes on behind its end");
     fixture.stop().await;
 }
+
+#[tokio::test]
+async fn a_lease_that_ends_while_a_poll_looks_is_waited_for() {
+    let fixture = Fixture::start().await;
+    let queues = fixture.topic(TOPIC).await.len();
+    fixture.store(vec![message("a")]).await;
+    let received = fixture.receive(poll(LONG, Duration::from_millis(20))).await;
+    assert_eq!(received.bodies(), ["a"]);
+    let flight = flight(&fixture).unwrap();
+    let name = drumlin_proto::ids::TopicName::parse(TOPIC).unwrap();
+    let queue_keys: Vec<_> = fixture.edge.topic(&name).unwrap().queues(&broker_group()).collect();
+    assert_eq!(queue_keys.len(), queues);
+    let replica = fixture.edge.replica();
+    let group = replica.view().state.catalog().groups().next().unwrap().id;
+    until(&fixture, |_| replica.clock_ms() >= flight.expires_ms).await;
+    let due_in = |looked_ms| plan::next_due_in_ms(replica, looked_ms, group, &queue_keys);
+    assert_eq!(due_in(flight.expires_ms - 1), Some(0), "it ended behind the look");
+    assert_eq!(due_in(flight.expires_ms), None, "the look has found it");
+    fixture.stop().await;
+}
