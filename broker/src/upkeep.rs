@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::Context;
 use crate::command::Command;
+use crate::log::Log;
 use crate::position::{EntryIndex, LogOffset};
 use crate::replica::Item;
 use crate::retention::{DiskLevel, DiskThresholds, DiskWatch, Policy, SegmentSpan, trim_below};
@@ -28,8 +29,7 @@ const CLOCKLESS_MAX: u64 = 64;
 pub(crate) struct Upkeep {
     context: Arc<Context>,
     disk: DiskWatch,
-    /// Newest clock of each sealed segment, by its first entry.
-    newest_ms: BTreeMap<EntryIndex, u64>,
+    ages: Ages,
 }
 
 impl Upkeep {
@@ -38,7 +38,7 @@ impl Upkeep {
             warn_percent: context.config.disk_warn_percent,
             refuse_percent: context.config.disk_refuse_percent,
         };
-        Self { context, disk: DiskWatch::new(data_dir, thresholds), newest_ms: BTreeMap::new() }
+        Self { context, disk: DiskWatch::new(data_dir, thresholds), ages: Ages::default() }
     }
 
     pub(crate) async fn run(mut self, stop: CancellationToken) {
@@ -104,8 +104,9 @@ impl Upkeep {
             return Ok(());
         }
         let bases = replica.log().segment_bases();
-        let segments = self.spans(&bases).map_err(|error| error.to_string())?;
         let policy = self.policy();
+        let segments =
+            self.spans(bases.clone(), policy).await.map_err(|error| error.to_string())?;
         let trimmed = replica.view().state.trimmed().below;
         let below = trim_below(&segments, replica.clock_ms(), policy, replica.trim_limit());
         let Some(below) = below.filter(|below| *below > trimmed) else { return Ok(()) };
@@ -115,6 +116,25 @@ impl Upkeep {
         let command = Command::Trim { below, position };
         let trimmed = replica.propose(Item::Command(command), deadline).await;
         trimmed.map(drop).map_err(|error| error.to_string())
+    }
+
+    async fn spans(
+        &mut self,
+        bases: Vec<(EntryIndex, LogOffset)>,
+        policy: Policy,
+    ) -> io::Result<Vec<SegmentSpan>> {
+        let replica = &self.context.replica;
+        let age_ms_max = u64::try_from(policy.age_max.as_millis()).unwrap_or(u64::MAX);
+        let young_ms = replica.clock_ms().saturating_sub(age_ms_max);
+        let log = replica.log().clone();
+        let mut ages = std::mem::take(&mut self.ages);
+        let reading = tokio::task::spawn_blocking(move || {
+            let spans = ages.spans(&log, &bases, young_ms);
+            (ages, spans)
+        });
+        let (ages, spans) = reading.await.map_err(io::Error::other)?;
+        self.ages = ages;
+        spans
     }
 
     /// Age counts for nothing after an election that moved the clock by half the retention.
@@ -129,13 +149,28 @@ impl Upkeep {
         };
         Policy { age_max, bytes_max: config.retention_bytes_max }
     }
+}
 
-    /// The segments with their ages, ascending.
-    fn spans(&mut self, bases: &[(EntryIndex, LogOffset)]) -> io::Result<Vec<SegmentSpan>> {
-        let log = self.context.replica.log().clone();
+/// How old sealed segments are.
+#[derive(Debug, Default)]
+struct Ages {
+    /// No entry of the segment is newer, by its first entry.
+    newest_ms: BTreeMap<EntryIndex, u64>,
+}
+
+impl Ages {
+    /// The segments, ascending. From the first one on that holds anything as new as `young_ms`,
+    /// all count as new, and none is looked into. Reads from the disk.
+    fn spans(
+        &mut self,
+        log: &Log,
+        bases: &[(EntryIndex, LogOffset)],
+        young_ms: u64,
+    ) -> io::Result<Vec<SegmentSpan>> {
         let oldest = bases.first().map_or(EntryIndex::ZERO, |(first, _)| *first);
         self.newest_ms = self.newest_ms.split_off(&oldest);
         let mut spans = Vec::with_capacity(bases.len());
+        let mut all_old = true;
         for (at, (first, position)) in bases.iter().enumerate() {
             let next = bases.get(at + 1);
             let end = next.map_or_else(|| log.end(), |(_, position)| *position);
@@ -143,15 +178,12 @@ impl Upkeep {
                 Some((first, _)) => *first,
                 None => log.last().map_or(*first, |id| id.index.next()),
             };
-            let newest_ms = match (next, self.newest_ms.get(first)) {
-                (Some(_), Some(known)) => *known,
-                (Some(_), None) => newest_clock(&log, *first, last_end)?,
+            let newest_ms = match next {
+                Some((next, _)) if all_old => self.newest(log, *first, *next)?,
                 // Still written to: never trimmed.
-                (None, _) => u64::MAX,
+                Some(_) | None => u64::MAX,
             };
-            if next.is_some() {
-                self.newest_ms.insert(*first, newest_ms);
-            }
+            all_old &= newest_ms < young_ms;
             spans.push(SegmentSpan {
                 first: *first,
                 last: last_end.previous().unwrap_or(*first),
@@ -161,19 +193,117 @@ impl Upkeep {
         }
         Ok(spans)
     }
+
+    /// Clocks never go back, so the next segment's first one bounds those of a segment; only where
+    /// that has none yet, the segment itself is searched.
+    fn newest(&mut self, log: &Log, first: EntryIndex, next: EntryIndex) -> io::Result<u64> {
+        if let Some(known) = self.newest_ms.get(&first) {
+            return Ok(*known);
+        }
+        let found = match first_clock(log, next)? {
+            None => newest_clock(log, first, next)?,
+            found => found,
+        };
+        if let Some(newest_ms) = found {
+            self.newest_ms.insert(first, newest_ms);
+        }
+        Ok(found.unwrap_or(u64::MAX))
+    }
 }
 
-/// The clock of a segment's newest entry that has one; the largest there is if none has.
-fn newest_clock(log: &crate::log::Log, first: EntryIndex, end: EntryIndex) -> io::Result<u64> {
+/// The clock of the first entry from `first` on that has one.
+fn first_clock(log: &Log, first: EntryIndex) -> io::Result<Option<u64>> {
+    let mut at = first;
+    for _ in 0..CLOCKLESS_MAX {
+        let Some(entry) = log.entries(at, at.next(), 0)?.pop() else { break };
+        if entry.clock_ms > 0 {
+            return Ok(Some(entry.clock_ms));
+        }
+        at = at.next();
+    }
+    Ok(None)
+}
+
+/// The clock of the last entry of `first..end` that has one.
+fn newest_clock(log: &Log, first: EntryIndex, end: EntryIndex) -> io::Result<Option<u64>> {
     let mut at = end;
     for _ in 0..CLOCKLESS_MAX {
         let Some(index) = at.previous().filter(|index| *index >= first) else { break };
         if let Some(entry) = log.entries(index, at, 0)?.first()
             && entry.clock_ms > 0
         {
-            return Ok(entry.clock_ms);
+            return Ok(Some(entry.clock_ms));
         }
         at = index;
     }
-    Ok(u64::MAX)
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::entry::{Entry, EntryKind};
+    use crate::log::LogOptions;
+    use crate::position::{EntryId, Term};
+
+    /// Entries `i` with clock `10 * i`, but every fourth has none.
+    fn log(dir: &tempfile::TempDir) -> Log {
+        let mut options = LogOptions::new(uuid::Uuid::from_u128(7));
+        options.segment_bytes = 64 << 10;
+        options.prepared_bytes = 0;
+        let (log, _) = Log::open(dir.path(), options, None).unwrap();
+        let payload = Bytes::from(vec![7; 1000]);
+        let entry = |index: u64| Entry {
+            id: EntryId { term: Term::new(1), index: EntryIndex::new(index) },
+            kind: EntryKind::Batch,
+            clock_ms: if index.is_multiple_of(4) { 0 } else { 10 * index },
+            item_count: 1,
+            payload_crc: crc32fast::hash(&payload),
+            payload: payload.clone(),
+        };
+        let (told, synced) = std::sync::mpsc::channel();
+        let flushed = Box::new(move |result: io::Result<()>| told.send(result).unwrap());
+        log.append((0..400).map(entry).collect(), flushed).unwrap();
+        synced.recv().unwrap().unwrap();
+        log
+    }
+
+    #[test]
+    fn segments_are_as_old_as_what_follows_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = log(&dir);
+        let bases = log.segment_bases();
+        assert!(bases.len() > 4);
+        let spans = Ages::default().spans(&log, &bases, u64::MAX).unwrap();
+        let (last, sealed) = spans.split_last().unwrap();
+        assert_eq!(last.newest_ms, u64::MAX);
+        for span in sealed {
+            let first_of_next = span.last.get() + 1;
+            let clocked = first_of_next + u64::from(first_of_next.is_multiple_of(4));
+            assert_eq!(span.newest_ms, 10 * clocked);
+        }
+    }
+
+    #[test]
+    fn nothing_is_looked_into_behind_the_first_new_segment() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = log(&dir);
+        let bases = log.segment_bases();
+        let mut ages = Ages::default();
+        let spans = ages.spans(&log, &bases, 10 * bases[1].0.get()).unwrap();
+        assert!(spans[0].newest_ms < u64::MAX);
+        assert!(spans[1..].iter().all(|span| span.newest_ms == u64::MAX));
+        assert_eq!(ages.newest_ms.len(), 1);
+    }
+
+    #[test]
+    fn a_segment_that_nothing_follows_yet_is_searched() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = log(&dir);
+        let end = log.last().unwrap().index.next();
+        let newest = Ages::default().newest(&log, EntryIndex::new(390), end).unwrap();
+        assert_eq!(newest, 10 * 399);
+    }
 }

@@ -1,6 +1,8 @@
 //! Forgets what was trimmed: purges Raft's log, then lets the log drop whole segments, once both
 //! checkpoints of this node cover it.
 
+use std::io;
+
 use openraft::RaftMetrics;
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::watch;
@@ -50,7 +52,10 @@ impl Trimming {
         if !self.purge(last).await {
             return false;
         }
-        match self.log.retain_from(below) {
+        // Large files take a while to unlink.
+        let log = self.log.clone();
+        let dropping = tokio::task::spawn_blocking(move || log.retain_from(below));
+        match dropping.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
             Ok(()) => tracing::info!(%below, "trimmed the log"),
             Err(error) => tracing::error!(%below, %error, "trimmed segments cannot be dropped"),
         }
