@@ -169,6 +169,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
         let upto = entry_id(&upto);
         let behind = self.log.position_of(upto.index.next())?;
+        // Right for the last entry. A snapshot from elsewhere, which reaches beyond the log, would
+        // have to say where it ends; this node takes none yet.
         self.log.purge(upto, behind.unwrap_or_else(|| self.log.end())).map_err(closed)
     }
 }

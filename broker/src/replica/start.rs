@@ -146,6 +146,7 @@ pub async fn start(
             Arc::clone(&published),
             Arc::clone(&clock),
             senders,
+            log.closed(),
             stop.clone(),
         )),
         tokio::spawn(Arc::clone(&published).follow_durable(stop.child_token())),

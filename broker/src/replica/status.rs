@@ -11,6 +11,7 @@ use super::RaftStatus;
 use super::clock_source::ClockSource;
 use super::published::Published;
 use super::raft_types::Raft;
+use crate::log::LogClosed;
 use crate::position::Term;
 
 /// Where the follower tells.
@@ -19,21 +20,23 @@ pub(crate) struct StatusSenders {
     pub(crate) status: watch::Sender<RaftStatus>,
     pub(crate) clock_jump_ms: watch::Sender<u64>,
     pub(crate) elections: Counter,
-    /// Why Raft has ended, if not by a shutdown.
+    /// Why Raft or its log has ended, if not by a shutdown.
     pub(crate) failed: watch::Sender<Option<String>>,
 }
 
-/// Runs until `stop` or the end of Raft.
+/// Runs until `stop`, or the end of Raft or of its log.
 pub(crate) async fn follow(
     raft: Raft,
     published: Arc<Published>,
     clock: Arc<ClockSource>,
     senders: StatusSenders,
+    mut closed: watch::Receiver<Option<LogClosed>>,
     stop: CancellationToken,
 ) {
     let mut metrics = raft.server_metrics();
     let mut applied = published.applied();
-    loop {
+    // A log may fail while nobody waits for it, of which Raft hears nothing.
+    while closed.borrow_and_update().is_none() {
         let (term, leads, leader) = {
             let seen = metrics.borrow_and_update();
             (Term::new(seen.vote.leader_id.term), seen.state.is_leader(), seen.current_leader)
@@ -44,6 +47,7 @@ pub(crate) async fn follow(
         tokio::select! {
             () = stop.cancelled() => break,
             changed = metrics.changed() => if changed.is_err() { break },
+            changed = closed.changed() => if changed.is_err() { break },
             changed = applied.changed(), if leads && !status.serving => {
                 if changed.is_err() { break }
             }
@@ -52,9 +56,10 @@ pub(crate) async fn follow(
     clock.resign();
     senders.status.send_modify(|status| *status = RaftStatus { serving: false, ..*status });
     if !stop.is_cancelled() {
-        let reason = match &raft.metrics().borrow_watched().running_state {
-            Ok(()) => "raft has stopped".to_owned(),
-            Err(fatal) => fatal.to_string(),
+        let reason = match (&*closed.borrow(), &raft.metrics().borrow_watched().running_state) {
+            (Some(closed), _) => closed.to_string(),
+            (None, Err(fatal)) => fatal.to_string(),
+            (None, Ok(())) => "raft has stopped".to_owned(),
         };
         tracing::error!(reason, "the replica has failed");
         senders.failed.send_replace(Some(reason));

@@ -418,3 +418,17 @@ async fn failed_write_or_sync_acknowledges_nothing_and_ends_the_node() {
         node.stop().await;
     }
 }
+
+#[tokio::test]
+async fn a_log_that_closes_itself_fails_an_idle_replica() {
+    let home = Home::new();
+    let node = home.start().await;
+    let failed = node.running.failed();
+    // As after a write that failed and nobody waited for.
+    let log = node.replica.log().clone();
+    tokio::task::spawn_blocking(move || log.close()).await.unwrap();
+    let reason = tokio::time::timeout(Duration::from_secs(60), failed).await.unwrap();
+    assert!(reason.contains("the log is closed"), "{reason}");
+    assert!(!node.replica.raft_status().borrow().serving);
+    node.running.shutdown().await;
+}
