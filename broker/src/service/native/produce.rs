@@ -30,12 +30,57 @@ const CHAINS_MAX: usize = 65_536;
 
 type Outcome = Pin<Box<dyn Future<Output = Result<Applied, ProposeError>> + Send>>;
 
-/// What a run is, for its answer and the metrics.
-#[derive(Clone, Debug)]
+/// What a run is, for its answer and the metrics. Not the run itself: a client that reads no answers
+/// must not make the broker keep what it sent.
+#[derive(Debug)]
 struct Accepted {
     queue: QueueKey,
     topic: TopicName,
-    run: Run,
+    record_count: u32,
+    normal: Sizes,
+    fifo: Sizes,
+}
+
+impl Accepted {
+    fn new(queue: QueueKey, topic: TopicName, run: &Run) -> Self {
+        let (mut normal, mut fifo) = (Sizes::default(), Sizes::default());
+        for record in run.records() {
+            match record.kind() {
+                RecordKind::Fifo => fifo.add(record.body().len()),
+                _ => normal.add(record.body().len()),
+            }
+        }
+        Self { queue, topic, record_count: run.record_count(), normal, fifo }
+    }
+}
+
+/// Sizes of bodies in the same space for any number of them: exact in sum and count, and each in its
+/// class. The last size of a class is a power of two, as the last one of any bucket of the metrics.
+#[derive(Debug, Default)]
+struct Sizes {
+    /// Count and bytes of each class.
+    classes: [(u32, u64); Self::CLASSES],
+}
+
+impl Sizes {
+    /// A body has at most 4 MiB.
+    const CLASSES: usize = 23;
+
+    fn add(&mut self, body_bytes: usize) {
+        let class = body_bytes.max(1).next_power_of_two().trailing_zeros();
+        let class = usize::try_from(class).map_or(Self::CLASSES - 1, |c| c.min(Self::CLASSES - 1));
+        let (count, bytes) = &mut self.classes[class];
+        *count += 1;
+        *bytes += body_bytes as u64;
+    }
+
+    /// Sizes that fall into the same classes with the same sums.
+    fn iter(&self) -> impl Iterator<Item = u64> {
+        self.classes.iter().flat_map(|(count, bytes)| {
+            let count = u64::from(*count);
+            (0..count).map(move |at| bytes / count + u64::from(at < bytes % count))
+        })
+    }
 }
 
 /// A request that was read, to be answered in its turn.
@@ -92,9 +137,9 @@ impl Accepting {
         let chain = self.chains.entry(queue).or_default();
         let run = parsed.and_then(|run| check_types(&topic, &run).map(|()| run));
         let run = run.inspect_err(|_| chain.break_here())?;
-        let item = Item::Run { queue, run: run.clone() };
+        let accepted = Accepted::new(queue, topic.name.clone(), &run);
+        let item = Item::Run { queue, run };
         let outcome = self.context.replica.propose_in_order(item, Some(deadline), chain);
-        let accepted = Accepted { queue, topic: topic.name.clone(), run };
         Ok((accepted, Box::pin(outcome)))
     }
 
@@ -170,7 +215,7 @@ async fn answer(context: &Context, Pending { sequence, proposed }: Pending) -> P
         }
     };
     let queue_id = u32::from(accepted.queue.queue.get());
-    let record_count = accepted.run.record_count();
+    let record_count = accepted.record_count;
     match outcome {
         Ok(Applied::Run { base_offset, store_time_ms }) => {
             count(context, &accepted);
@@ -194,12 +239,49 @@ async fn answer(context: &Context, Pending { sequence, proposed }: Pending) -> P
 }
 
 fn count(context: &Context, accepted: &Accepted) {
-    let Accepted { topic, run, .. } = accepted;
-    for kind in [RecordKind::Normal, RecordKind::Fifo] {
-        let of_kind = run.records().filter(|record| record.kind() == kind);
-        let mut sizes = of_kind.map(|record| record.body().len() as u64).peekable();
+    let Accepted { topic, normal, fifo, .. } = accepted;
+    for (kind, sizes) in [(RecordKind::Normal, normal), (RecordKind::Fifo, fifo)] {
+        let mut sizes = sizes.iter().peekable();
         if sizes.peek().is_some() {
             context.metrics.messages_in(topic, kind, sizes);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use drumlin_proto::ids::{QueueId, TopicId};
+    use drumlin_proto::record::{RecordFields, RunBuilder};
+
+    use super::*;
+
+    #[test]
+    fn sizes_keep_their_class_sum_and_count() {
+        let bodies = [0, 1, 2, 3, 4, 1000, 1001, 1024, 1025, 4096, 4 << 20];
+        let mut sizes = Sizes::default();
+        bodies.iter().for_each(|bytes| sizes.add(*bytes));
+        let told: Vec<u64> = sizes.iter().collect();
+        assert_eq!(told.len(), bodies.len());
+        assert_eq!(told.iter().sum::<u64>(), bodies.iter().map(|b| *b as u64).sum::<u64>());
+        for bound in [1, 2, 4, 1024, 4096, 512 << 10, 1 << 20] {
+            let within = bodies.iter().filter(|bytes| **bytes as u64 <= bound).count();
+            assert_eq!(told.iter().filter(|bytes| **bytes <= bound).count(), within, "{bound}");
+        }
+    }
+
+    #[test]
+    fn what_waits_to_be_answered_does_not_keep_the_run() {
+        let mut builder = RunBuilder::with_capacity(1 << 20);
+        let body = vec![0; 1 << 19];
+        let fields = RecordFields { message_id: "m", body: &body, ..RecordFields::default() };
+        builder.push(&fields);
+        let bytes = builder.finish();
+        let kept = bytes.clone();
+        let run = Run::parse(bytes).unwrap();
+        let queue = QueueKey { topic: TopicId::new(1), queue: QueueId::new(0) };
+        let accepted = Accepted::new(queue, TopicName::parse("t").unwrap(), &run);
+        drop(run);
+        assert_eq!(accepted.record_count, 1);
+        assert!(kept.is_unique(), "the bytes are still referred to");
     }
 }
