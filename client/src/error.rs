@@ -166,11 +166,15 @@ impl Error {
             Wire::ConsumerGroupNotFound => Code::GroupNotFound,
             Wire::TooManyRequests => Code::Busy,
             Wire::InvalidReceiptHandle => Code::LeaseEnded,
-            Wire::InternalError | Wire::InternalServerError => Code::Internal,
-            Wire::HaNotAvailable => Code::Unavailable,
+            // A broker that stops says so to those who wait; the next one serves them.
+            Wire::InternalError | Wire::InternalServerError | Wire::HaNotAvailable => {
+                Code::Unavailable
+            }
             Wire::Unsupported | Wire::NotImplemented => Code::Unsupported,
             Wire::Forbidden | Wire::PreconditionFailed => Code::PreconditionFailed,
-            Wire::RequestTimeout | Wire::ProxyTimeout => Code::UnknownOutcome,
+            Wire::RequestTimeout | Wire::ProxyTimeout | Wire::MasterPersistenceTimeout => {
+                Code::UnknownOutcome
+            }
             // The many codes that name one wrong field each; the text says which.
             other if (40_000..50_000).contains(&(other as i32)) => Code::InvalidArgument,
             _ => Code::Internal,
@@ -229,6 +233,20 @@ mod tests {
     fn missing_status_is_not_success() {
         assert!(Error::of_native(None).is_some());
         assert!(Error::of_rocketmq(None).is_some());
+    }
+
+    #[test]
+    fn rocketmq_failures_of_the_broker_itself_are_retryable() {
+        use rocketmq::Code as Wire;
+        let failed = |wire: Wire| {
+            let status = rocketmq::Status { code: wire.into(), message: String::new() };
+            Error::of_rocketmq(Some(&status)).unwrap()
+        };
+        for wire in [Wire::InternalServerError, Wire::InternalError, Wire::HaNotAvailable] {
+            assert_eq!(failed(wire).code(), Code::Unavailable);
+            assert!(failed(wire).is_retryable());
+        }
+        assert!(!failed(Wire::IllegalTopic).is_retryable());
     }
 
     #[test]

@@ -103,6 +103,21 @@ async fn receive_wakes_for_a_message_that_comes_while_it_waits() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn receive_waits_on_through_a_restart_of_the_broker() {
+    let mut node = Node::start().await;
+    let client = node.client().await;
+    fill(&client, "t", [1]).await;
+    let consumer = client.simple_consumer("g").subscribe("t", Filter::All);
+    let consumer = within(consumer.build()).await.unwrap();
+    let first = within(consumer.receive(1, WAIT)).await.unwrap();
+    consumer.ack(&first[0]).await.unwrap();
+    let waiting = tokio::spawn(async move { consumer.receive(1, Duration::from_secs(25)).await });
+    node.restart().await;
+    fill(&client, "t", [2]).await;
+    assert_eq!(numbers(&within(waiting).await.unwrap().unwrap()), [2]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn builder_lists_all_faults() {
     let node = Node::start().await;
     let client = node.client().await;
