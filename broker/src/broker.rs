@@ -38,6 +38,8 @@ const FIRST_NODE_ID: u64 = 1;
 const HINT_FILE: &str = "committed";
 /// How long calls in flight may take once the broker stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long entries under way and the last checkpoint may take then.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Calls in progress on one connection.
 const STREAMS_MAX: u32 = 4096;
 
@@ -295,6 +297,7 @@ pub(crate) async fn start_replica(
         heartbeat_interval: config.heartbeat_interval,
         election_timeout_min: config.election_timeout_min,
         election_timeout_max: config.election_timeout_max,
+        settle_timeout: SETTLE_TIMEOUT,
         commit_seconds,
         elections,
     };

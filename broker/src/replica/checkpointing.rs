@@ -146,14 +146,22 @@ impl Writing {
 
     async fn run(mut self, mut requests: mpsc::Receiver<Request>, kept: watch::Sender<Kept>) {
         let mut durable = self.log.durable_end();
+        let mut closed = self.log.closed();
         while let Some(Request { capture, written, room }) = requests.recv().await {
             let applied = capture.applied;
             if kept.borrow().newest.as_ref().is_some_and(|newest| newest.applied >= applied) {
                 written.send(()).ok();
                 continue;
             }
-            let covered = durable.wait_for(|durable| durable.index > applied.index).await;
-            let Ok(durable_end) = covered.map(|durable| durable.index) else { break };
+            let covered = tokio::select! {
+                biased;
+                covered = durable.wait_for(|durable| durable.index > applied.index) => {
+                    covered.map(|durable| durable.index)
+                }
+                // Nothing more becomes durable.
+                _ = closed.wait_for(Option::is_some) => break,
+            };
+            let Ok(durable_end) = covered else { break };
             let work = move || {
                 let newest = self.write(capture, durable_end);
                 (self, newest)

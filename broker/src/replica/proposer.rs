@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use drumlin_proto::ids::QueueKey;
 use drumlin_proto::record::{Run, RunHeader};
+use futures::FutureExt;
 use openraft::alias::OneshotReceiverOf;
 use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
@@ -28,6 +29,7 @@ use super::{Applied, Item, ProposeError, RaftStatus, ReadableEnd};
 use crate::command::Refusal;
 use crate::entry::{ALIGN_BYTES, EntryKind, PAYLOAD_BYTES_MAX};
 use crate::item::{self, PayloadBuilder};
+use crate::log::LogClosed;
 use crate::position::EntryIndex;
 
 /// An entry is closed once it has this much.
@@ -43,6 +45,9 @@ const WINDOW_ENTRIES: usize = 4;
 const ITEM_OVERHEAD_BYTES: usize = 256;
 /// Entries that wait to be answered; openraft holds fewer.
 const UNANSWERED_ENTRIES_MAX: usize = 1024;
+/// How long entries wait to be readable once the log takes no more: what it had made durable is on
+/// its way.
+const CLOSED_PATIENCE: Duration = Duration::from_secs(1);
 /// How long items wait while nobody leads.
 pub(crate) const ELECTION_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -232,6 +237,7 @@ pub(crate) struct ProposerParts {
     pub(crate) status: watch::Receiver<RaftStatus>,
     pub(crate) clock: Arc<ClockSource>,
     pub(crate) readable: watch::Receiver<ReadableEnd>,
+    pub(crate) log_closed: watch::Receiver<Option<LogClosed>>,
     pub(crate) refused: watch::Receiver<RunsRefused>,
     pub(crate) in_flight_bytes_max: u64,
     /// From the proposal of an entry until it is readable.
@@ -255,8 +261,12 @@ pub(crate) fn start(parts: ProposerParts) -> (ProposerHandle, ProposerTasks) {
         refused: parts.refused.clone(),
         stop: parts.stop.clone(),
     };
-    let answering =
-        tokio::spawn(answer_all(unanswered, parts.readable.clone(), parts.commit_seconds.clone()));
+    let answering = tokio::spawn(answer_all(
+        unanswered,
+        parts.readable.clone(),
+        parts.log_closed.clone(),
+        parts.commit_seconds.clone(),
+    ));
     let proposer = Proposer {
         parts,
         backlog: Backlog::of(waiting),
@@ -526,31 +536,53 @@ struct Proposed {
 async fn answer_all(
     mut unanswered: mpsc::Receiver<Proposed>,
     mut readable: watch::Receiver<ReadableEnd>,
+    mut log_closed: watch::Receiver<Option<LogClosed>>,
     commit_seconds: Histogram,
 ) {
+    let given_up = async move {
+        log_closed.wait_for(Option::is_some).await.ok();
+        tokio::time::sleep(CLOSED_PATIENCE).await;
+    };
+    let given_up = given_up.shared();
     while let Some(Proposed { outcome, replies, proposed_at }) = unanswered.recv().await {
-        let failure = match outcome.await {
-            Ok(Ok(response)) => {
-                let index = EntryIndex::new(response.log_id.index);
-                if readable.wait_for(|end| end.index > index).await.is_ok() {
-                    commit_seconds.observe(proposed_at.elapsed().as_secs_f64());
-                    let outcomes = response.data.0;
-                    assert_eq!(outcomes.len(), replies.len(), "outcomes of entry {index}");
-                    for (waiting, outcome) in replies.into_iter().zip(outcomes) {
-                        waiting.answer(outcome);
-                    }
-                    continue;
-                }
-                ProposeError::UnknownOutcome
-            }
-            Ok(Err(ClientWriteError::ForwardToLeader(to))) => {
-                ProposeError::NotLeader { leader: to.leader_id }
-            }
-            Ok(Err(_)) | Err(_) => ProposeError::UnknownOutcome,
+        let known = tokio::select! {
+            biased;
+            known = known(outcome, &mut readable) => known,
+            () = given_up.clone() => Err(ProposeError::UnknownOutcome),
         };
-        for waiting in replies {
-            waiting.fail(&failure);
+        match known {
+            Ok(outcomes) => {
+                commit_seconds.observe(proposed_at.elapsed().as_secs_f64());
+                assert_eq!(outcomes.len(), replies.len(), "outcomes of an entry");
+                for (waiting, outcome) in replies.into_iter().zip(outcomes) {
+                    waiting.answer(outcome);
+                }
+            }
+            Err(failure) => {
+                for waiting in replies {
+                    waiting.fail(&failure);
+                }
+            }
         }
+    }
+}
+
+/// What came of an entry, once it is readable.
+async fn known(
+    outcome: OneshotReceiverOf<TypeConfig, ClientWriteResult<TypeConfig>>,
+    readable: &mut watch::Receiver<ReadableEnd>,
+) -> Result<Vec<Result<Applied, Refusal>>, ProposeError> {
+    let response = match outcome.await {
+        Ok(Ok(response)) => response,
+        Ok(Err(ClientWriteError::ForwardToLeader(to))) => {
+            return Err(ProposeError::NotLeader { leader: to.leader_id });
+        }
+        Ok(Err(_)) | Err(_) => return Err(ProposeError::UnknownOutcome),
+    };
+    let index = EntryIndex::new(response.log_id.index);
+    match readable.wait_for(|end| end.index > index).await {
+        Ok(_) => Ok(response.data.0),
+        Err(_) => Err(ProposeError::UnknownOutcome),
     }
 }
 

@@ -32,6 +32,9 @@ use super::trimming::Trimming;
 use super::{RaftStatus, Replica, Shared};
 use crate::log::{CheckpointMark, Log, OpenError};
 
+/// How long the log's last write may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// What a replica is started with.
 #[derive(Debug)]
 pub struct Options {
@@ -51,6 +54,8 @@ pub struct Options {
     pub heartbeat_interval: Duration,
     pub election_timeout_min: Duration,
     pub election_timeout_max: Duration,
+    /// How long a stop waits for what is under way before it gives it up.
+    pub settle_timeout: Duration,
     /// From the proposal of an entry until it is readable.
     pub commit_seconds: Histogram,
     /// Leaders seen.
@@ -76,6 +81,7 @@ pub struct Running {
     following: [JoinHandle<()>; 3],
     checkpointing: JoinHandle<()>,
     failed: watch::Receiver<Option<String>>,
+    settle_timeout: Duration,
 }
 
 /// Starts a replica on what was found in its data directory. A log without a vote and entries
@@ -122,6 +128,7 @@ pub async fn start(
         status: status.clone(),
         clock: Arc::clone(&clock),
         readable: published.readable(),
+        log_closed: log.closed(),
         refused: refused_seen,
         in_flight_bytes_max: options.in_flight_bytes_max,
         commit_seconds: options.commit_seconds.clone(),
@@ -165,8 +172,15 @@ pub async fn start(
         clock_jump_ms,
     };
     let replica = Replica { shared: Arc::new(shared) };
-    let running =
-        Running { replica: replica.clone(), stop, proposing, following, checkpointing, failed };
+    let running = Running {
+        replica: replica.clone(),
+        stop,
+        proposing,
+        following,
+        checkpointing,
+        failed,
+        settle_timeout: options.settle_timeout,
+    };
     Ok((replica, running))
 }
 
@@ -240,15 +254,24 @@ impl Running {
     }
 
     /// Proposes nothing new, answers what is under way, takes a last checkpoint, closes the log.
+    ///
+    /// A disk that is full or stuck delays it by some seconds: what waits for the disk then has no
+    /// known outcome.
     pub async fn shutdown(self) {
-        let Self { replica, stop, proposing, following, checkpointing, failed } = self;
+        let Self { replica, stop, proposing, following, checkpointing, failed, settle_timeout } =
+            self;
         let healthy = failed.borrow().is_none();
         replica.shared.proposer.close();
-        for task in proposing {
-            report(task.await, "the proposer");
-        }
-        if healthy && let Err(error) = replica.checkpoint().await {
-            tracing::warn!(%error, "the last checkpoint was not written; the next start replays");
+        let mut settling = tokio::spawn(settle(replica.clone(), proposing, healthy));
+        match tokio::time::timeout(settle_timeout, &mut settling).await {
+            Ok(ended) => report(ended, "what was under way"),
+            Err(_) => {
+                tracing::warn!("what is under way does not end and is given up");
+                if !close(replica.log()).await {
+                    return;
+                }
+                report(settling.await, "what was under way");
+            }
         }
         stop.cancel();
         for task in following {
@@ -258,9 +281,33 @@ impl Running {
             tracing::error!(%error, "raft did not end in order");
         }
         report(checkpointing.await, "the checkpointer");
-        let log = replica.shared.log.clone();
-        drop(replica);
-        report(tokio::task::spawn_blocking(move || log.close()).await, "closing the log");
+        close(replica.log()).await;
+    }
+}
+
+/// Waits for what is under way, then for a last checkpoint.
+async fn settle(replica: Replica, proposing: [JoinHandle<()>; 2], healthy: bool) {
+    for task in proposing {
+        report(task.await, "the proposer");
+    }
+    if healthy && let Err(error) = replica.checkpoint().await {
+        tracing::warn!(%error, "the last checkpoint was not written; the next start replays");
+    }
+}
+
+/// Fails what still waits for the disk. False if even that takes too long.
+async fn close(log: &Log) -> bool {
+    let log = log.clone();
+    let closing = tokio::task::spawn_blocking(move || log.close());
+    match tokio::time::timeout(CLOSE_TIMEOUT, closing).await {
+        Ok(closed) => {
+            report(closed, "closing the log");
+            true
+        }
+        Err(_) => {
+            tracing::error!("the disk does not answer: the log is left as after a crash");
+            false
+        }
     }
 }
 

@@ -74,6 +74,7 @@ impl Home {
             heartbeat_interval: Duration::from_millis(100),
             election_timeout_min: Duration::from_millis(500),
             election_timeout_max: Duration::from_millis(900),
+            settle_timeout: Duration::from_secs(2),
             commit_seconds: Histogram::new([1.0]),
             elections: Counter::default(),
         };
@@ -431,4 +432,29 @@ async fn a_log_that_closes_itself_fails_an_idle_replica() {
     assert!(reason.contains("the log is closed"), "{reason}");
     assert!(!node.replica.raft_status().borrow().serving);
     node.running.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stop_ends_while_a_write_waits_for_space() {
+    let home = Home::new();
+    std::fs::create_dir_all(home.path("log")).unwrap();
+    let disk = FaultyDisk::open(&home.path("log")).unwrap();
+    let node = home.try_start_on(Arc::new(disk.clone())).await.unwrap();
+    node.furnish().await;
+    disk.fail_at(1, Fault::Full(u32::MAX));
+    let mut full = node.replica.log().disk_full();
+    let item = || Item::Run { queue: queue(1), run: run(&[b'x'; 8 << 10]) };
+    // More than a segment, and than the reserve.
+    let answers: Vec<_> = (0..64).map(|_| node.replica.propose(item(), None)).collect();
+    full.wait_for(|full| *full).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), node.stop()).await.unwrap();
+    let mut unknown = 0;
+    for answer in answers {
+        match tokio::time::timeout(Duration::from_secs(5), answer).await.unwrap() {
+            Ok(_) | Err(ProposeError::Stopped(_)) => {}
+            Err(ProposeError::UnknownOutcome) => unknown += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(unknown > 0, "nothing waited for space");
 }
