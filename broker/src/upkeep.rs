@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::Context;
@@ -27,9 +27,8 @@ const CLOCKLESS_MAX: u64 = 64;
 /// The upkeep of one broker.
 #[derive(Debug)]
 pub(crate) struct Upkeep {
-    context: Arc<Context>,
-    disk: DiskWatch,
-    ages: Ages,
+    disk: Disk,
+    retention: Retention,
 }
 
 impl Upkeep {
@@ -38,26 +37,40 @@ impl Upkeep {
             warn_percent: context.config.disk_warn_percent,
             refuse_percent: context.config.disk_refuse_percent,
         };
-        Self { context, disk: DiskWatch::new(data_dir, thresholds), ages: Ages::default() }
+        let watch = DiskWatch::new(data_dir, thresholds);
+        Self {
+            disk: Disk { context: Arc::clone(&context), watch },
+            retention: Retention { context, ages: Ages::default() },
+        }
     }
 
+    /// Runs until `stop`. Trims may wait for a full disk, which must be watched meanwhile.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let every = |period| {
-            let mut ticks = tokio::time::interval(period);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            ticks
-        };
-        let (mut looks, mut trims) = (every(TICK), every(RETENTION_INTERVAL));
+        let both = async { tokio::join!(self.disk.run(), self.retention.run()) };
+        stop.run_until_cancelled(both).await;
+    }
+}
+
+fn every(period: Duration) -> Interval {
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// Refuses runs while the disk is full.
+#[derive(Debug)]
+struct Disk {
+    context: Arc<Context>,
+    watch: DiskWatch,
+}
+
+impl Disk {
+    /// Runs until the log is gone.
+    async fn run(&mut self) {
+        let mut looks = every(TICK);
         let mut full = self.context.replica.log().disk_full();
         loop {
             tokio::select! {
-                () = stop.cancelled() => break,
-                _ = trims.tick() => {
-                    if let Err(error) = self.trim().await {
-                        tracing::warn!(error, "nothing was trimmed");
-                    }
-                    continue;
-                }
                 _ = looks.tick() => {}
                 changed = full.changed() => if changed.is_err() { break },
             }
@@ -67,8 +80,8 @@ impl Upkeep {
     }
 
     fn watch_disk(&mut self, out_of_space: bool) {
-        let before = self.disk.level();
-        let (level, space) = match self.disk.look() {
+        let before = self.watch.level();
+        let (level, space) = match self.watch.look() {
             Ok(seen) => seen,
             Err(error) => {
                 tracing::error!(%error, "the data disk cannot be looked at");
@@ -95,6 +108,25 @@ impl Upkeep {
         };
         self.context.replica.refuse_runs(reason);
     }
+}
+
+/// Trims what is too old or too much.
+#[derive(Debug)]
+struct Retention {
+    context: Arc<Context>,
+    ages: Ages,
+}
+
+impl Retention {
+    async fn run(&mut self) {
+        let mut trims = every(RETENTION_INTERVAL);
+        loop {
+            trims.tick().await;
+            if let Err(error) = self.trim().await {
+                tracing::warn!(error, "nothing was trimmed");
+            }
+        }
+    }
 
     /// Proposes what retention asks for, if anything.
     async fn trim(&mut self) -> Result<(), String> {
@@ -112,10 +144,13 @@ impl Upkeep {
         let Some(below) = below.filter(|below| *below > trimmed) else { return Ok(()) };
         let position = bases.iter().find(|(first, _)| *first == below).map(|(_, at)| *at);
         let Some(position) = position else { return Ok(()) };
-        let deadline = Some(Instant::now() + TRIM_TIMEOUT);
+        let deadline = Instant::now() + TRIM_TIMEOUT;
         let command = Command::Trim { below, position };
-        let trimmed = replica.propose(Item::Command(command), deadline).await;
-        trimmed.map(drop).map_err(|error| error.to_string())
+        let trimmed = replica.propose(Item::Command(command), Some(deadline));
+        match tokio::time::timeout_at(deadline, trimmed).await {
+            Ok(trimmed) => trimmed.map(drop).map_err(|error| error.to_string()),
+            Err(_) => Err("the trim is not durable in time".to_owned()),
+        }
     }
 
     async fn spans(
