@@ -14,7 +14,7 @@ pub use drumlin_proto::native::{
 
 use crate::connection::{Address, Backoff, GRPC_BYTES_MAX};
 use crate::consumer::At;
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::{Client, QueueOffset};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -84,24 +84,29 @@ answers! {
     DescribeBrokerResponse
 }
 
-/// Asks one endpoint after the other, and again after a pause, until one can be reached.
+/// Whether another endpoint, or the same one after a pause, may know better; the call did nothing.
+fn ask_elsewhere(error: &Error) -> bool {
+    matches!(error.code(), Code::Unavailable | Code::NotLeader)
+}
+
+/// Asks one endpoint after the other, and again after a pause, until one answers for the cluster.
 macro_rules! ask {
     ($admin:expr, $method:ident, $request:expr) => {
         'asked: {
             let request = $request;
             let (until, mut backoff) = (Instant::now() + RETRY, Backoff::new());
             loop {
-                let mut unreachable = Error::Closed;
+                let mut failure = Error::Closed;
                 for endpoint in $admin.client.endpoints() {
                     let answer = $admin.api(endpoint).$method(timed(&request)).await;
                     match answered(endpoint, answer) {
-                        Err(error @ Error::Unreachable { .. }) => unreachable = error,
+                        Err(error) if ask_elsewhere(&error) => failure = error,
                         settled => break 'asked settled,
                     }
                 }
                 let resume_at = Instant::now() + backoff.pause(fastrand::f64());
                 if resume_at > until {
-                    break Err(unreachable);
+                    break Err(failure);
                 }
                 tokio::time::sleep_until(resume_at).await;
             }

@@ -76,9 +76,45 @@ struct Topic {
     lanes: Vec<usize>,
     /// Where the next messages without a message group go, until a run of them is cut.
     sticky: usize,
-    creating: bool,
+    creation: Creation,
     /// Came before the route.
     unrouted: Vec<Pending>,
+}
+
+/// How far a topic is with being created on first use.
+#[derive(Debug)]
+struct Creation {
+    asking: bool,
+    /// Not asked again before.
+    retry_at: Option<Instant>,
+    backoff: Backoff,
+    last_failure: Option<String>,
+}
+
+impl Creation {
+    fn new() -> Self {
+        Self { asking: false, retry_at: None, backoff: Backoff::new(), last_failure: None }
+    }
+
+    fn may_ask(&self, now: Instant) -> bool {
+        !self.asking && self.retry_at.is_none_or(|at| at <= now)
+    }
+
+    fn asked(&mut self) {
+        self.asking = true;
+    }
+
+    /// Takes what came of it; a failure that may pass is tried again after a pause.
+    fn answered(&mut self, result: &Result<(), Error>, now: Instant) {
+        self.asking = false;
+        match result {
+            Err(error) if error.is_retryable() => {
+                self.retry_at = Some(now + self.backoff.pause(fastrand::f64()));
+                self.last_failure = Some(error.to_string());
+            }
+            Ok(()) | Err(_) => *self = Self::new(),
+        }
+    }
 }
 
 /// One leader's stream, and the pause before the next one.
@@ -220,10 +256,14 @@ impl Dispatcher {
             }
             Event::Created { topic, result } => {
                 let Some(topic) = self.topics.get_mut(&topic) else { return };
-                topic.creating = false;
+                topic.creation.answered(&result, now);
                 match result {
                     // What was known is outdated; the new route is on its way.
                     Ok(()) => topic.route = topic.route.take().filter(|route| route.exists),
+                    // The messages wait on, until their own deadlines.
+                    Err(error) if error.is_retryable() => {
+                        tracing::debug!(topic = &*topic.name, %error, "topic not created yet");
+                    }
                     Err(error) => {
                         for message in topic.unrouted.drain(..) {
                             self.ledger.settle(message.waiter, Err(error.clone()));
@@ -266,7 +306,7 @@ impl Dispatcher {
         let Some(route) = route else {
             topic.unrouted.push(message);
             let name = Arc::clone(&topic.name);
-            self.create_if_missing(&name);
+            self.create_if_missing(&name, now);
             return;
         };
         let message_group = message.sealed.message_group.as_deref();
@@ -304,7 +344,7 @@ impl Dispatcher {
             queue_counts: Vec::new(),
             lanes: Vec::new(),
             sticky: 0,
-            creating: false,
+            creation: Creation::new(),
             unrouted: Vec::new(),
         };
         self.topics.insert(Arc::clone(&name), topic);
@@ -312,13 +352,13 @@ impl Dispatcher {
     }
 
     /// Asks for a topic that nobody knows to be created, where that is allowed.
-    fn create_if_missing(&mut self, name: &str) {
+    fn create_if_missing(&mut self, name: &str, now: Instant) {
         let Some(topic) = self.topics.get_mut(name) else { return };
         let missing = topic.route.as_ref().is_some_and(|route| !route.exists);
-        if !missing || topic.creating || topic.unrouted.is_empty() {
+        if !missing || !topic.creation.may_ask(now) || topic.unrouted.is_empty() {
             return;
         }
-        topic.creating = true;
+        topic.creation.asked();
         let (name, admin) = (Arc::clone(&topic.name), self.client.admin());
         let (events, stop) = (self.events.clone(), self.stop.clone());
         self.client.tasks().spawn(async move {
@@ -403,12 +443,13 @@ impl Dispatcher {
         for topic in self.topics.values_mut() {
             let late = topic.unrouted.extract_if(.., |message| message.deadline <= now);
             for message in late {
-                let reason = format!("no route of topic {} came", topic.name);
+                let no_route = || format!("no route of topic {} came", topic.name);
+                let reason = topic.creation.last_failure.clone().unwrap_or_else(no_route);
                 self.ledger.settle(message.waiter, Err(Error::DeadlineExceeded { reason }));
             }
         }
         let names: Vec<_> = self.topics.keys().cloned().collect();
-        names.iter().for_each(|name| self.create_if_missing(name));
+        names.iter().for_each(|name| self.create_if_missing(name, now));
     }
 
     /// Sends all that may be sent.
@@ -498,6 +539,28 @@ async fn create(admin: &Admin, name: &str) -> Result<(), Error> {
     }
     match admin.describe_topic(name).await {
         Ok(_) => Ok(()),
+        Err(error) if error.is_retryable() => Err(error),
         Err(_) => Err(Error::TopicNotFound { topic: name.to_owned() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn creation_is_asked_for_again_after_a_pause_where_that_may_help() {
+        let busy = Err(Error::Refused { code: Code::Busy, message: String::new() });
+        let off = Err(Error::TopicNotFound { topic: "t".into() });
+        let (mut creation, now) = (Creation::new(), Instant::now());
+        assert!(creation.may_ask(now));
+        creation.asked();
+        assert!(!creation.may_ask(now), "one question at a time");
+        creation.answered(&busy, now);
+        assert!(!creation.may_ask(now), "a pause comes first");
+        assert!(creation.may_ask(now + Duration::from_secs(1)));
+        creation.asked();
+        creation.answered(&off, now);
+        assert!(creation.may_ask(now), "whoever sends next is told anew");
     }
 }
