@@ -56,6 +56,15 @@ pub(super) struct OpenRun {
     maybe_stored: bool,
 }
 
+impl OpenRun {
+    /// Tells its messages that they failed, while the run itself keeps its place in the order.
+    fn give_up(&mut self, error: &Error, ledger: &mut Ledger) {
+        for waiter in self.waiters.drain(..) {
+            ledger.settle(waiter, Err(error.clone()));
+        }
+    }
+}
+
 /// Which stream a lane's runs in flight are on.
 pub(super) type LinkId = u64;
 
@@ -265,12 +274,16 @@ impl Lane {
             let error = self.too_late(run.maybe_stored);
             settle_failed(run, &error, ledger);
         }
+        // Those that came back wait for runs whose answers may be long in coming.
+        let mut returned = std::mem::take(&mut self.returned);
+        for run in returned.iter_mut().filter(|run| run.deadline <= now) {
+            run.give_up(&self.too_late(run.maybe_stored), ledger);
+        }
+        self.returned = returned;
         let error = self.too_late(true);
         for (_, run) in &mut self.in_flight {
             if run.deadline + ANSWER_GRACE <= now {
-                for waiter in run.waiters.drain(..) {
-                    ledger.settle(waiter, Err(error.clone()));
-                }
+                run.give_up(&error, ledger);
             }
         }
     }

@@ -195,6 +195,25 @@ fn deadline_tells_whether_it_may_be_stored() {
 }
 
 #[test]
+fn deadline_also_ends_what_came_back_while_others_are_in_flight() {
+    let mut bench = Bench::new();
+    let body = "x".repeat(960);
+    let mut acks: Vec<_> = (0..3).map(|_| bench.push(&body)).collect();
+    assert_eq!(bench.pump().len(), 3);
+    bench.answer(1, status::Code::Busy);
+    bench.answer(2, status::Code::UnknownOutcome);
+    bench.pass(Duration::from_secs(10));
+    let code = |ack: &mut Ack| ack.try_recv().map(|settled| settled.unwrap_err().code());
+    assert_eq!(code(&mut acks[0]), Ok(Code::DeadlineExceeded));
+    assert_eq!(code(&mut acks[1]), Ok(Code::UnknownOutcome));
+    assert!(code(&mut acks[2]).is_err(), "its answer may be on its way");
+    bench.answer(3, status::Code::OutOfOrder);
+    bench.pass(Duration::from_secs(1));
+    assert_eq!(bench.pump(), [], "given up, so not sent again");
+    assert_eq!(bench.ledger.outstanding(), 0);
+}
+
+#[test]
 fn linger_waits_for_company_but_not_for_a_flush() {
     let mut bench = Bench::new();
     bench.batching.linger = Duration::from_millis(50);
