@@ -335,7 +335,7 @@ fn a_start_takes_the_reserve_and_clears_what_a_crash_left() {
     let (log, _) = open(&dir);
     assert!(!*log.disk_full().borrow());
     assert!(std::fs::metadata(&reserve).unwrap().blocks() * 512 >= 64 << 10);
-    assert!(!unfinished.exists());
+    assert!(!unfinished.try_exists().unwrap());
 }
 
 /// Waits for something that another thread does.
