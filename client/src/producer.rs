@@ -27,6 +27,9 @@ mod window;
 use dispatch::{Accepted, Command, Dispatcher};
 use window::Window;
 
+/// A timeout longer than this is as good as endless, and still fits behind the current time.
+const TIMEOUT_MAX: Duration = Duration::from_hours(24 * 365);
+
 /// Settings of a producer.
 #[derive(Clone, Debug)]
 pub struct ProducerBuilder {
@@ -76,14 +79,14 @@ impl ProducerBuilder {
 
     /// How long a message may take from the call to its acknowledgement. 10 s by default.
     pub fn send_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.send_timeout = timeout;
+        self.settings.send_timeout = timeout.min(TIMEOUT_MAX);
         self
     }
 
     /// How long a message may wait for others to share its batch. 0 by default: batches form
     /// behind the request in flight.
     pub fn linger(mut self, linger: Duration) -> Self {
-        self.settings.linger = linger;
+        self.settings.linger = linger.min(TIMEOUT_MAX);
         self
     }
 

@@ -29,6 +29,10 @@ use session::Sessions;
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer may take beyond the time that the broker may wait for messages.
 const POLL_GRACE: Duration = Duration::from_secs(3);
+/// Longest that one poll waits, within what a broker grants; `receive` asks again.
+const POLL_MAX: Duration = Duration::from_secs(20);
+/// A wait longer than this is as good as endless, and still fits behind the current time.
+const WAIT_MAX: Duration = Duration::from_hours(24 * 365);
 /// With queues at several brokers each is asked for this long by turns, so that none of them holds
 /// messages for this consumer that nobody is there to take.
 const POLL_SLICE: Duration = Duration::from_millis(200);
@@ -156,16 +160,16 @@ struct Target {
 
 impl SimpleConsumer {
     /// Receives up to `count` messages (32 at most), waiting up to `wait` for the first. Empty if
-    /// there was none.
+    /// there was none. [`Duration::MAX`] waits until there is one.
     ///
     /// Cancelled while it waits, messages that were on their way stay hidden until their lease
     /// ends.
     pub async fn receive(&self, count: usize, wait: Duration) -> Result<Vec<Delivery>, Error> {
-        let until = Instant::now() + wait;
+        let until = Instant::now() + wait.min(WAIT_MAX);
         let mut backoff = Backoff::new();
         loop {
             let targets = self.targets();
-            let slice = if targets.len() > 1 { POLL_SLICE } else { Duration::MAX };
+            let slice = if targets.len() > 1 { POLL_SLICE } else { POLL_MAX };
             let mut failure = targets.is_empty().then(|| Error::Refused {
                 code: Code::Unavailable,
                 message: "no broker leads a queue of the subscribed topics".into(),

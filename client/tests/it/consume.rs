@@ -118,6 +118,20 @@ async fn receive_waits_on_through_a_restart_of_the_broker() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endless_times_are_as_good_as_long_ones() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    let producer = client.producer().send_timeout(Duration::MAX).build().await.unwrap();
+    within(producer.send(Message::new("t", "1"))).await.unwrap();
+    let consumer = client.simple_consumer("g").subscribe("t", Filter::All);
+    let consumer = within(consumer.build()).await.unwrap();
+    let received = within(consumer.receive(1, Duration::MAX)).await.unwrap();
+    assert_eq!(numbers(&received), [1]);
+    within(consumer.shutdown(Duration::MAX)).await;
+    within(producer.shutdown(Duration::MAX)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn builder_lists_all_faults() {
     let node = Node::start().await;
     let client = node.client().await;
