@@ -129,6 +129,11 @@ impl Chain {
     pub fn break_here(&self) {
         self.next_link().break_chain();
     }
+
+    /// Whether it is unbroken and none of its links waits: a new one would do as well.
+    pub fn is_idle(&mut self) -> bool {
+        Arc::get_mut(&mut self.broken_at).is_some_and(|at| *at.get_mut() == u64::MAX)
+    }
 }
 
 /// One item's place in its chain.

@@ -24,6 +24,7 @@ use crate::command::Refusal;
 use crate::log::ReadError;
 use crate::replica::ProposeError;
 
+mod chains;
 pub(crate) mod fetch;
 mod produce;
 

@@ -1,6 +1,5 @@
 //! One `Produce` stream: requests are proposed as they come, outcomes told in the same order.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,16 +16,15 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
+use super::chains::Chains;
 use super::{Fault, find_queue, find_topic, ok};
 use crate::broker::Context;
 use crate::catalog::Topic;
 use crate::command::TopicType;
-use crate::replica::{Applied, Chain, Item, ProposeError};
+use crate::replica::{Applied, Item, ProposeError};
 
 /// For requests that name no timeout.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(3);
-/// Queues that one stream may have failed in: beyond it the stream ends.
-const CHAINS_MAX: usize = 65_536;
 
 type Outcome = Pin<Box<dyn Future<Output = Result<Applied, ProposeError>> + Send>>;
 
@@ -83,6 +81,9 @@ impl Sizes {
     }
 }
 
+/// What the answering half takes: a request's turn, or how the stream ends.
+pub(super) type Turn = Result<Pending, Status>;
+
 /// A request that was read, to be answered in its turn.
 pub(super) struct Pending {
     sequence: u64,
@@ -93,14 +94,14 @@ pub(super) struct Pending {
 #[derive(Debug)]
 pub(super) struct Accepting {
     context: Arc<Context>,
-    pending: mpsc::Sender<Pending>,
-    chains: HashMap<QueueKey, Chain>,
+    pending: mpsc::Sender<Turn>,
+    chains: Chains,
     next_queue: u16,
 }
 
 impl Accepting {
-    pub(super) fn new(context: Arc<Context>, pending: mpsc::Sender<Pending>) -> Self {
-        Self { context, pending, chains: HashMap::new(), next_queue: fastrand::u16(..) }
+    pub(super) fn new(context: Arc<Context>, pending: mpsc::Sender<Turn>) -> Self {
+        Self { context, pending, chains: Chains::new(), next_queue: fastrand::u16(..) }
     }
 
     /// Reads until the client ends the stream, breaks it, or the broker stops.
@@ -113,12 +114,14 @@ impl Accepting {
             // Room first: what is proposed must be answered.
             let pending = self.pending.clone();
             let Ok(place) = pending.reserve().await else { break };
-            let sequence = request.sequence;
-            let proposed = self.propose(request);
-            place.send(Pending { sequence, proposed });
-            if self.chains.len() > CHAINS_MAX {
+            if !self.chains.make_room() {
+                let text = "too many queues have failed on this stream and were not resumed";
+                place.send(Err(Status::resource_exhausted(text)));
                 break;
             }
+            let sequence = request.sequence;
+            let proposed = self.propose(request);
+            place.send(Ok(Pending { sequence, proposed }));
         }
     }
 
@@ -131,10 +134,7 @@ impl Accepting {
         let topic = find_topic(&self.context, &request.topic)?;
         let parsed = Run::parse(request.run).map_err(Fault::invalid);
         let queue = self.choose_queue(&topic, request.queue_id, parsed.as_ref().ok())?;
-        if request.resume {
-            self.chains.remove(&queue);
-        }
-        let chain = self.chains.entry(queue).or_default();
+        let chain = self.chains.chain(queue, request.resume);
         let run = parsed.and_then(|run| check_types(&topic, &run).map(|()| run));
         let run = run.inspect_err(|_| chain.break_here())?;
         let accepted = Accepted::new(queue, topic.name.clone(), &run);
@@ -197,12 +197,14 @@ fn check_types(topic: &Topic, run: &Run) -> Result<(), Fault> {
 /// The answering half: ends when the reading half has ended and everything is answered.
 pub(super) fn answers(
     context: Arc<Context>,
-    pending: mpsc::Receiver<Pending>,
+    pending: mpsc::Receiver<Turn>,
 ) -> impl Stream<Item = Result<ProduceResponse, Status>> + Send {
     stream::unfold((context, pending), |(context, mut pending)| async move {
-        let next = pending.recv().await?;
-        let response = answer(&context, next).await;
-        Some((Ok(response), (context, pending)))
+        let response = match pending.recv().await? {
+            Ok(next) => Ok(answer(&context, next).await),
+            Err(end) => Err(end),
+        };
+        Some((response, (context, pending)))
     })
     .fuse()
 }
