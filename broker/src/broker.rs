@@ -21,10 +21,10 @@ use crate::disk::RealDisk;
 use crate::log::{Log, LogMetrics, LogOptions};
 use crate::metrics::{self, Metrics};
 use crate::registration::Registration;
+use crate::replica::Replica;
 use crate::replica::checkpoint::{CheckpointError, Checkpointer};
 use crate::replica::start::{self, Running};
 use crate::replica::state::Limits;
-use crate::replica::{ProposeError, Replica};
 use crate::service::admin::AdminService;
 use crate::service::http::Http;
 use crate::service::native::NativeService;
@@ -65,8 +65,8 @@ pub enum StartError {
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Replica(#[from] start::StartError),
-    #[error("the broker group does not serve")]
-    NotServing(#[source] ProposeError),
+    #[error("the broker group cannot serve: {reason}")]
+    NotServing { reason: String },
 }
 
 /// The HTTP port; it answers until everything else has stopped.
@@ -112,7 +112,10 @@ impl Broker {
         ));
         let (replica, running) = start_replica(&config, &data_dir, &metrics).await?;
         let context = Arc::new(Context { config, identity, replica: replica.clone(), metrics });
-        replica.read_barrier().await.map_err(StartError::NotServing)?;
+        if let Err(reason) = running.until_serving().await {
+            running.shutdown().await;
+            return Err(StartError::NotServing { reason });
+        }
         if replica.trim_limit().is_none()
             && let Err(error) = replica.checkpoint().await
         {

@@ -29,9 +29,11 @@ use super::state::Limits;
 use super::state_machine::StateMachine;
 use super::status::{self, StatusSenders};
 use super::trimming::Trimming;
-use super::{RaftStatus, Replica, Shared};
+use super::{ProposeError, RaftStatus, Replica, Shared};
 use crate::log::{CheckpointMark, Log, OpenError};
 
+/// Between two reports of a start that takes long.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the log's last write may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -241,6 +243,36 @@ async fn bootstrap(raft: &Raft, options: &Options) -> Result<(), StartError> {
 }
 
 impl Running {
+    /// Waits until this node leads and has applied all that was committed before. What was written
+    /// since the last checkpoint comes first, which takes as long as it takes.
+    ///
+    /// Errors: why that will never be.
+    pub async fn until_serving(&self) -> Result<(), String> {
+        let replica = &self.replica;
+        let mut status = replica.raft_status();
+        let serving = async {
+            loop {
+                let serves = status.wait_for(|status| status.serving).await.map(drop);
+                serves.map_err(|_| "the replica has ended".to_owned())?;
+                match replica.read_barrier().await {
+                    Err(ProposeError::NotLeader { .. }) => {}
+                    reached => return reached.map_err(|error| error.to_string()),
+                }
+            }
+        };
+        let report_progress = async {
+            loop {
+                tokio::time::sleep(PROGRESS_INTERVAL).await;
+                tracing::info!(progress = ?replica.progress(), "waiting to serve");
+            }
+        };
+        tokio::select! {
+            served = serving => served,
+            reason = self.failed() => Err(reason),
+            () = report_progress => unreachable!("it does not end"),
+        }
+    }
+
     /// Resolves with the reason once the replica has failed for good; the node must then end.
     pub fn failed(&self) -> impl Future<Output = String> + Send + use<> {
         let mut failed = self.failed.clone();

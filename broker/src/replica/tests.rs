@@ -60,6 +60,19 @@ impl Home {
         self.try_start_on(Arc::new(storage)).await
     }
 
+    /// Serving, on a disk to be broken later.
+    async fn start_on(&self, disk: &FaultyDisk) -> Node {
+        let node = self.try_start_on(Arc::new(disk.clone())).await.unwrap();
+        node.running.until_serving().await.unwrap();
+        node
+    }
+
+    fn faulty_disk(&self) -> FaultyDisk {
+        std::fs::create_dir_all(self.path("log")).unwrap();
+        FaultyDisk::open(&self.path("log")).unwrap()
+    }
+
+    /// Not serving yet.
     async fn try_start_on(&self, storage: Arc<dyn Storage>) -> Result<Node, StartError> {
         let options = Options {
             node_id: 1,
@@ -92,12 +105,13 @@ impl Home {
             Log::open_with(storage, options, mark).map(|(log, _)| log)
         };
         let (replica, running) = start::start(options, opened, open_log).await?;
-        replica.read_barrier().await.unwrap();
         Ok(Node { replica, running })
     }
 
     async fn start(&self) -> Node {
-        self.try_start().await.unwrap()
+        let node = self.try_start().await.unwrap();
+        node.running.until_serving().await.unwrap();
+        node
     }
 
     /// A copy as a crash would leave it: whatever the files hold now.
@@ -390,9 +404,8 @@ async fn nothing_is_taken_after_the_stop() {
 async fn failed_write_or_sync_acknowledges_nothing_and_ends_the_node() {
     for operation in 1..8 {
         let home = Home::new();
-        std::fs::create_dir_all(home.path("log")).unwrap();
-        let disk = FaultyDisk::open(&home.path("log")).unwrap();
-        let node = home.try_start_on(Arc::new(disk.clone())).await.unwrap();
+        let disk = home.faulty_disk();
+        let node = home.start_on(&disk).await;
         node.furnish().await;
         disk.fail_at(operation, Fault::Error);
         let mut acked = 0;
@@ -437,9 +450,8 @@ async fn a_log_that_closes_itself_fails_an_idle_replica() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stop_ends_while_a_write_waits_for_space() {
     let home = Home::new();
-    std::fs::create_dir_all(home.path("log")).unwrap();
-    let disk = FaultyDisk::open(&home.path("log")).unwrap();
-    let node = home.try_start_on(Arc::new(disk.clone())).await.unwrap();
+    let disk = home.faulty_disk();
+    let node = home.start_on(&disk).await;
     node.furnish().await;
     disk.fail_at(1, Fault::Full(u32::MAX));
     let mut full = node.replica.log().disk_full();
@@ -457,4 +469,25 @@ async fn stop_ends_while_a_write_waits_for_space() {
         }
     }
     assert!(unknown > 0, "nothing waited for space");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn start_that_cannot_serve_says_why() {
+    let mut reasons = 0;
+    for operation in 1..30 {
+        let home = Home::new();
+        let disk = home.faulty_disk();
+        disk.fail_at(operation, Fault::PowerLoss);
+        let Ok(node) = home.try_start_on(Arc::new(disk)).await else { continue };
+        let served = node.running.until_serving();
+        match tokio::time::timeout(Duration::from_secs(60), served).await.unwrap() {
+            Ok(()) => {}
+            Err(reason) => {
+                assert!(!reason.is_empty());
+                reasons += 1;
+            }
+        }
+        node.stop().await;
+    }
+    assert!(reasons > 0, "each start failed at once or served");
 }
