@@ -1,10 +1,10 @@
 //! What waits becomes one entry: merges proposals, keeps a small window of entries that are not
 //! durable yet, and tells each proposer what became of its item.
 //!
-//! One task proposes, a second one answers; both in the order of the calls. There is no timer: a
-//! lone item waits for nothing, and entries grow by themselves while the window is full.
+//! One task proposes, a second one answers; both in the order of the calls. No timer delays an
+//! item: a lone one waits for nothing, and entries grow by themselves while the window is full.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -41,6 +41,8 @@ const _: () = assert!(ENTRY_BYTES_MAX <= PAYLOAD_BYTES_MAX);
 const MERGED_BYTES_MAX: usize = 256 << 10;
 /// Entries that may be not durable here.
 const WINDOW_ENTRIES: usize = 4;
+/// Between two looks at the deadlines of what waits for the window.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 /// What an item costs beside its bytes.
 const ITEM_OVERHEAD_BYTES: usize = 256;
 /// Entries that wait to be answered; openraft holds fewer.
@@ -284,31 +286,36 @@ pub(crate) fn start(parts: ProposerParts) -> (ProposerHandle, ProposerTasks) {
 /// What waits to be proposed, in order.
 struct Backlog {
     queue: mpsc::UnboundedReceiver<Waiting>,
-    /// Taken from the queue, but too large for the entry before.
-    held: Option<Waiting>,
+    /// Taken from the queue before there was room for them; they come first.
+    taken: VecDeque<Waiting>,
 }
 
 impl Backlog {
     fn of(queue: mpsc::UnboundedReceiver<Waiting>) -> Self {
-        Self { queue, held: None }
+        Self { queue, taken: VecDeque::new() }
     }
 
-    async fn next(&mut self) -> Option<Waiting> {
-        match self.held.take() {
-            Some(held) => Some(held),
-            None => self.queue.recv().await,
+    /// Waits until there is something; false once nothing can come any more.
+    async fn filled(&mut self) -> bool {
+        if self.taken.is_empty() {
+            self.taken.extend(self.queue.recv().await);
         }
+        !self.taken.is_empty()
+    }
+
+    fn next(&mut self) -> Option<Waiting> {
+        self.taken.pop_front().or_else(|| self.queue.try_recv().ok())
     }
 
     /// What waits now, up to an entry's size.
-    fn gather(&mut self, first: Waiting) -> Vec<Waiting> {
-        let mut bytes = first.content.payload_bytes();
-        let mut items = vec![first];
+    fn gather(&mut self) -> Vec<Waiting> {
+        let mut bytes = 0;
+        let mut items = Vec::new();
         while bytes < ENTRY_BYTES_TARGET {
-            let Ok(next) = self.queue.try_recv() else { break };
+            let Some(next) = self.next() else { break };
             let next_bytes = next.content.payload_bytes();
             if bytes + next_bytes > ENTRY_BYTES_MAX {
-                self.held = Some(next);
+                self.taken.push_front(next);
                 break;
             }
             bytes += next_bytes;
@@ -317,10 +324,19 @@ impl Backlog {
         items
     }
 
+    /// Answers what cannot be proposed any more, though there is no room for the rest yet.
+    fn sweep(&mut self, now: Instant, refused: Option<&str>) {
+        while let Ok(waiting) = self.queue.try_recv() {
+            self.taken.push_back(waiting);
+        }
+        let waiting = std::mem::take(&mut self.taken);
+        self.taken = admit(waiting, now, refused).into();
+    }
+
     /// Takes no more and answers what waits.
     fn refuse_all(mut self, error: &ProposeError) {
         self.queue.close();
-        while let Some(waiting) = self.held.take().or_else(|| self.queue.try_recv().ok()) {
+        while let Some(waiting) = self.next() {
             waiting.refuse(error.clone());
         }
     }
@@ -337,22 +353,37 @@ impl Proposer {
     async fn run(mut self) {
         let stop = self.parts.stop.clone();
         let reason = loop {
-            let proposing = async {
-                let first = self.backlog.next().await?;
-                let window = Arc::clone(&self.window).acquire_owned().await.ok()?;
-                Some((first, window))
-            };
-            let taken = tokio::select! {
+            let window = tokio::select! {
                 () = stop.cancelled() => break "shutdown",
-                taken = proposing => taken,
+                window = self.room() => window,
             };
-            let Some((first, window)) = taken else { break "no proposer is left" };
-            let items = self.backlog.gather(first);
-            if !self.propose(items, window).await {
+            let Some(window) = window else { break "no proposer is left" };
+            let items = self.backlog.gather();
+            if !items.is_empty() && !self.propose(items, window).await {
                 break "raft has stopped";
             }
         };
         self.backlog.refuse_all(&ProposeError::Stopped(reason.into()));
+    }
+
+    /// Waits for items and for room to propose them; deadlines hold meanwhile. `None` once nothing
+    /// can come any more.
+    async fn room(&mut self) -> Option<OwnedSemaphorePermit> {
+        if !self.backlog.filled().await {
+            return None;
+        }
+        let room = Arc::clone(&self.window).acquire_owned();
+        let mut room = std::pin::pin!(room);
+        loop {
+            tokio::select! {
+                biased;
+                room = &mut room => return room.ok(),
+                () = tokio::time::sleep(SWEEP_INTERVAL) => {
+                    let refused = self.parts.refused.borrow().clone();
+                    self.backlog.sweep(Instant::now(), refused.as_deref());
+                }
+            }
+        }
     }
 
     /// False once Raft has stopped.
@@ -401,8 +432,13 @@ impl Proposer {
 
 /// Answers those whose deadline has passed or whose chain is broken, and runs while they are
 /// refused; returns the others.
-fn admit(items: Vec<Waiting>, now: Instant, refused: Option<&str>) -> Vec<Waiting> {
-    let mut admitted = Vec::with_capacity(items.len());
+fn admit(
+    items: impl IntoIterator<Item = Waiting>,
+    now: Instant,
+    refused: Option<&str>,
+) -> Vec<Waiting> {
+    let items = items.into_iter();
+    let mut admitted = Vec::with_capacity(items.size_hint().0);
     for waiting in items {
         if waiting.link.as_ref().is_some_and(Link::follows_a_break) {
             waiting.refuse(ProposeError::OutOfOrder);

@@ -171,8 +171,8 @@ async fn large_commands_close_an_entry_and_count_as_in_flight() {
     assert!(handle.in_flight_bytes() > 300 * 4096 * 16);
     let mut backlog = Backlog::of(waiting);
     let mut entries = 0;
-    while let Some(Some(first)) = backlog.next().now_or_never() {
-        let (payload, _) = build(merge(backlog.gather(first)), 0, window());
+    while backlog.filled().now_or_never().is_some() {
+        let (payload, _) = build(merge(backlog.gather()), 0, window());
         assert!(payload.payload.len() < ENTRY_BYTES_TARGET + (70 << 10));
         entries += 1;
     }
@@ -186,4 +186,30 @@ async fn an_item_that_no_entry_can_hold_is_refused() {
     let refused = handle.propose(ack(1 << 19), None, None).await;
     assert!(matches!(refused, Err(ProposeError::Refused(Refusal::Malformed { .. }))));
     assert_eq!(handle.in_flight_bytes(), 0);
+}
+
+#[tokio::test]
+async fn what_expires_before_there_is_room_is_answered_and_the_rest_keeps_its_order() {
+    let (handle, waiting) = handle(1 << 20);
+    let mut backlog = Backlog::of(waiting);
+    let now = Instant::now();
+    let item = |body: &[u8]| Item::Run { queue: queue(0), run: run(&[body]) };
+    let chain = Chain::default();
+    let first = handle.propose(item(b"1"), None, None);
+    let late = handle.propose(item(b"2"), Some(now), Some(&chain));
+    let behind = handle.propose(item(b"3"), None, Some(&chain));
+    backlog.sweep(now, None);
+    let last = handle.propose(item(b"4"), None, None);
+    assert!(matches!(late.now_or_never(), Some(Err(ProposeError::Expired))));
+    assert!(matches!(behind.now_or_never(), Some(Err(ProposeError::OutOfOrder))));
+    let gathered = backlog.gather();
+    let bodies: Vec<_> = gathered
+        .iter()
+        .map(|waiting| match &waiting.content {
+            Content::Run { run, .. } => run.records().next().unwrap().body().to_vec(),
+            Content::Command(_) => unreachable!("runs were proposed"),
+        })
+        .collect();
+    assert_eq!(bodies, [b"1", b"4"]);
+    assert!(first.now_or_never().is_none() && last.now_or_never().is_none());
 }
