@@ -186,7 +186,8 @@ impl Replica {
         let applying = self.view();
         let range = applying.state.queue_range(queue)?;
         let (min, applied_end) = (range.min, range.end);
-        if self.shared.published.applied_position() <= readable.position {
+        // What the state holds, not what was told of it: that comes later.
+        if applying.state.end() <= readable.position {
             return Some((min, applied_end));
         }
         match applying.index.first_from(queue, readable.position) {

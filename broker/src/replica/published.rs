@@ -67,11 +67,6 @@ impl Published {
         self.applied.subscribe()
     }
 
-    /// Behind the last applied entry.
-    pub(crate) fn applied_position(&self) -> LogOffset {
-        self.applied.borrow().position
-    }
-
     pub(crate) fn readable(&self) -> watch::Receiver<ReadableEnd> {
         self.readable.subscribe()
     }
