@@ -86,8 +86,7 @@ fn rebuild_index(log: &Log, checkpoint: &Checkpoint, state: &State) -> Result<In
     let from = trimmed.below.max(log.oldest_index());
     let runs =
         Scan { log, next: from, end: checkpoint.meta.applied.index.next(), runs: Vec::new() };
-    // Nothing proposes guarded runs yet, so every run of a queue that still exists took offsets.
-    rebuild(runs, &ends, trimmed.position, |_| true)
+    rebuild(runs, &ends, trimmed.position, |run| !state.is_void(run.position))
 }
 
 /// The runs of a range of entries, in log order.

@@ -491,3 +491,29 @@ async fn start_that_cannot_serve_says_why() {
     }
     assert!(reasons > 0, "each start failed at once or served");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rebuilt_index_leaves_out_runs_that_were_refused() {
+    let home = Home::new();
+    let node = home.start().await;
+    node.furnish().await;
+    let early = QueueKey { topic: TopicId::new(2), queue: QueueId::new(0) };
+    let send = |body: &'static [u8]| {
+        node.replica.propose(Item::Run { queue: early, run: run(body) }, None)
+    };
+    let refused = send(b"refused").await;
+    assert!(matches!(refused, Err(ProposeError::Refused(Refusal::TopicNotFound))), "{refused:?}");
+    let (name, shares) = (TopicName::parse("t2").unwrap(), vec![(broker_group(), 1)]);
+    let created =
+        node.command(Command::CreateTopic { name, kind: TopicType::Normal, shares }).await;
+    assert_eq!(created, Outcome::TopicCreated { topic: early.topic });
+    send(b"stored").await.unwrap();
+    let lines = node.replica.lines_from(early, QueueOffset::ZERO, 9).unwrap();
+    assert_eq!(lines.len(), 1);
+    node.replica.checkpoint().await.unwrap();
+    node.stop().await;
+    std::fs::remove_dir_all(home.path("index")).unwrap();
+    let node = home.start().await;
+    assert_eq!(node.replica.lines_from(early, QueueOffset::ZERO, 9).unwrap(), lines);
+    node.stop().await;
+}
