@@ -13,6 +13,9 @@ use super::{Applying, ReadableEnd};
 use crate::log::DurableEnd;
 use crate::position::{EntryId, EntryIndex, LogOffset};
 
+/// Topics with waiters up to which nothing is swept.
+const UNSWEPT_WAITERS_MIN: usize = 64;
+
 /// The last applied entry and the position behind its frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct AppliedEnd {
@@ -42,6 +45,8 @@ pub(crate) struct Published {
 #[derive(Debug, Default)]
 struct Waking {
     waiters: BTreeMap<TopicId, Arc<Notify>>,
+    /// With so many, those nobody holds are forgotten before another is added.
+    waiters_max: usize,
     due: VecDeque<(EntryIndex, BTreeSet<TopicId>)>,
 }
 
@@ -124,8 +129,41 @@ impl Published {
         }
     }
 
-    /// Who waits for a topic; forgotten with the topic once nobody does.
+    /// Who waits for a topic; forgotten some time after nobody does any more.
     pub(crate) fn waiters(&self, topic: TopicId) -> Arc<Notify> {
-        Arc::clone(self.waking.lock().waiters.entry(topic).or_default())
+        let mut waking = self.waking.lock();
+        if waking.waiters.len() >= waking.waiters_max {
+            // Also of topics that are gone and are not told of any more.
+            waking.waiters.retain(|_, waiters| Arc::strong_count(waiters) > 1);
+            waking.waiters_max = (2 * waking.waiters.len()).max(UNSWEPT_WAITERS_MIN);
+        }
+        Arc::clone(waking.waiters.entry(topic).or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use drumlin_proto::ids::BrokerGroupName;
+
+    use super::*;
+    use crate::queue::index::Index;
+    use crate::replica::state::State;
+
+    #[test]
+    fn waiters_of_topics_that_nobody_tells_of_are_forgotten() {
+        let state = State::new(BrokerGroupName::parse("a").unwrap());
+        let applying = Applying { state, index: Index::default() };
+        let (index, position) = (EntryIndex::ZERO, LogOffset::ZERO);
+        let end = DurableEnd { incarnation: 0, index, position };
+        let (_log, durable) = watch::channel(end);
+        let published = Published::new(applying, AppliedEnd::default(), durable);
+        let held: Vec<_> = (0..100).map(|topic| published.waiters(TopicId::new(topic))).collect();
+        for topic in 100..10_000 {
+            published.waiters(TopicId::new(topic));
+        }
+        for (topic, waiters) in (0..).zip(&held) {
+            assert!(Arc::ptr_eq(waiters, &published.waiters(TopicId::new(topic))));
+        }
+        assert!(published.waking.lock().waiters.len() <= 200);
     }
 }
