@@ -211,6 +211,11 @@ impl Checkpointer {
         written
     }
 
+    /// Whether [`Self::write`] has failed for good.
+    pub fn has_failed(&self) -> bool {
+        self.failed.is_some()
+    }
+
     fn write_files(
         &mut self,
         capture: &Capture,

@@ -122,6 +122,8 @@ pub(crate) struct Writing {
     pub(crate) group_uuid: Uuid,
     pub(crate) log: Log,
     pub(crate) published: Arc<Published>,
+    /// Told if no checkpoint can be written any more: the node must end.
+    pub(crate) failed: watch::Sender<Option<String>>,
 }
 
 /// Starts the task that writes captures in order; it ends with the state machine.
@@ -162,12 +164,13 @@ impl Writing {
                 _ = closed.wait_for(Option::is_some) => break,
             };
             let Ok(durable_end) = covered else { break };
+            let failed = self.failed.clone();
             let work = move || {
                 let newest = self.write(capture, durable_end);
                 (self, newest)
             };
             let Ok((writing, newest)) = tokio::task::spawn_blocking(work).await else {
-                tracing::error!("the checkpointer has panicked; no more checkpoints are written");
+                failed.send_replace(Some("the checkpointer has panicked".to_owned()));
                 break;
             };
             self = writing;
@@ -176,7 +179,14 @@ impl Writing {
                     kept.send_replace(Kept { newest: Some(newest), limit: self.limit() });
                     written.send(()).ok();
                 }
-                Err(error) => tracing::error!(%applied, %error, "a checkpoint was not written"),
+                Err(error) => {
+                    tracing::error!(%applied, %error, "a checkpoint was not written");
+                    if self.checkpointer.has_failed() {
+                        // Without checkpoints nothing is trimmed, until the disk is full.
+                        let reason = format!("no checkpoint can be written: {error}");
+                        self.failed.send_replace(Some(reason));
+                    }
+                }
             }
             drop(room);
         }

@@ -104,6 +104,7 @@ pub async fn start(
     let trimmed = applying.state.trimmed();
     let membership = newest.as_ref().map(|newest| newest.membership.clone()).unwrap_or_default();
     let published = Arc::new(Published::new(applying, applied, durable));
+    let (failed_sender, failed) = watch::channel(None);
     let (handle, checkpoints, checkpointing) = checkpointing::start(
         newest,
         options.checkpoint_interval_bytes,
@@ -113,6 +114,7 @@ pub async fn start(
             group_uuid: options.group_uuid,
             log: log.clone(),
             published: Arc::clone(&published),
+            failed: failed_sender.clone(),
         },
     );
     let (trim_sender, trimmed) = watch::channel(trimmed);
@@ -123,7 +125,6 @@ pub async fn start(
     let clock = Arc::new(ClockSource::new(options.clock_step_max));
     let (status_sender, status) = watch::channel(RaftStatus::default());
     let (jump_sender, clock_jump_ms) = watch::channel(0);
-    let (failed_sender, failed) = watch::channel(None);
     let (refused, refused_seen) = watch::channel(None);
     let (proposer, proposing) = proposer::start(ProposerParts {
         raft: raft.clone(),

@@ -517,3 +517,22 @@ async fn rebuilt_index_leaves_out_runs_that_were_refused() {
     assert_eq!(node.replica.lines_from(early, QueueOffset::ZERO, 9).unwrap(), lines);
     node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checkpoint_that_cannot_be_written_ends_the_node() {
+    let home = Home::new();
+    let node = home.start().await;
+    node.furnish().await;
+    let content = node.content();
+    std::fs::rename(home.path("checkpoint"), home.path("away")).unwrap();
+    std::fs::write(home.path("checkpoint"), b"not a directory").unwrap();
+    node.replica.checkpoint().await.unwrap_err();
+    let reason = node.running.failed().await;
+    assert!(reason.contains("checkpoint"), "{reason}");
+    node.stop().await;
+    std::fs::remove_file(home.path("checkpoint")).unwrap();
+    std::fs::rename(home.path("away"), home.path("checkpoint")).unwrap();
+    let node = home.start().await;
+    assert_eq!(node.content(), content);
+    node.stop().await;
+}
