@@ -108,7 +108,7 @@ pub struct DiskSpace {
 }
 
 /// Looks at the disk of a data directory; its owner calls it every second or so.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct DiskWatch {
     dir: PathBuf,
     thresholds: DiskThresholds,

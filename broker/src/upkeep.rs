@@ -14,7 +14,9 @@ use crate::command::Command;
 use crate::log::Log;
 use crate::position::{EntryIndex, LogOffset};
 use crate::replica::Item;
-use crate::retention::{DiskLevel, DiskThresholds, DiskWatch, Policy, SegmentSpan, trim_below};
+use crate::retention::{
+    DiskLevel, DiskSpace, DiskThresholds, DiskWatch, Policy, SegmentSpan, trim_below,
+};
 
 /// Between two looks at the disk.
 const TICK: Duration = Duration::from_secs(1);
@@ -75,13 +77,13 @@ impl Disk {
                 changed = full.changed() => if changed.is_err() { break },
             }
             let out_of_space = *full.borrow_and_update();
-            self.watch_disk(out_of_space);
+            self.watch_disk(out_of_space).await;
         }
     }
 
-    fn watch_disk(&mut self, out_of_space: bool) {
+    async fn watch_disk(&mut self, out_of_space: bool) {
         let before = self.watch.level();
-        let (level, space) = match self.watch.look() {
+        let (level, space) = match self.look().await {
             Ok(seen) => seen,
             Err(error) => {
                 tracing::error!(%error, "the data disk cannot be looked at");
@@ -107,6 +109,18 @@ impl Disk {
             None
         };
         self.context.replica.refuse_runs(reason);
+    }
+
+    /// A disk that does not answer must not hold up a worker.
+    async fn look(&mut self) -> io::Result<(DiskLevel, DiskSpace)> {
+        let mut watch = self.watch.clone();
+        let looking = tokio::task::spawn_blocking(move || {
+            let seen = watch.look();
+            (watch, seen)
+        });
+        let (watch, seen) = looking.await.map_err(io::Error::other)?;
+        self.watch = watch;
+        seen
     }
 }
 
