@@ -128,8 +128,13 @@ impl Edge {
         let now_ms = self.replica().clock_ms();
         // A new leader knows no client yet and takes all as alive.
         let all_alive = now < lead_since + SILENCE_MAX;
-        let view = self.replica().view();
-        for (group, queue, leases) in view.state.groups().iter() {
+        // Walked without the view: whoever holds it delays apply, and those who wait for that.
+        let queues: Vec<_> = {
+            let view = self.replica().view();
+            let queues = view.state.groups().iter();
+            queues.map(|(group, queue, leases)| (group, queue, Arc::clone(leases))).collect()
+        };
+        for (group, queue, leases) in queues {
             for (offset, flight) in leases.flights() {
                 if flight.auto_renew && !flight.is_due(now_ms) {
                     let alive = all_alive || self.clients.is_alive(flight.client, now);
