@@ -14,6 +14,10 @@ use crate::command::{ClientKey, Granted, Lease, LeaseId, LeaseRefusal, Refusal};
 /// Acknowledged deliveries that are remembered, so that an ack whose reply was lost may come again.
 pub const ACKED_MAX: usize = 256;
 
+/// Records of a queue that a group may have in flight before it is given new ones. What a consumer
+/// never acknowledges would fill memory and checkpoints otherwise.
+pub const IN_FLIGHT_MAX: usize = 10_000;
+
 /// A record that was handed out and is not consumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flight {
@@ -93,6 +97,11 @@ impl QueueLeases {
     /// Ascending by offset.
     pub fn flights(&self) -> impl ExactSizeIterator<Item = (QueueOffset, &Flight)> {
         self.flights.iter().map(|(offset, flight)| (*offset, flight))
+    }
+
+    /// How many new records may be handed out. The leader plans by it; apply takes what is planned.
+    pub fn room(&self) -> usize {
+        IN_FLIGHT_MAX.saturating_sub(self.flights.len())
     }
 
     /// Remembered acknowledgements, oldest first.

@@ -77,7 +77,8 @@ pub struct State {
 pub struct Effects {
     /// One per item, in order.
     pub outcomes: Vec<Result<Applied, Refusal>>,
-    /// Topics with new records, with leases whose ends changed, or that are gone.
+    /// Topics with new records, with leases whose ends changed, with room for new deliveries where
+    /// there was none, or that are gone.
     pub touched: BTreeSet<TopicId>,
     /// Everything below may be forgotten.
     pub trim: Option<TrimPoint>,

@@ -507,3 +507,15 @@ proptest! {
         world.drain();
     }
 }
+
+#[test]
+fn room_for_new_records_ends_with_those_in_flight_and_comes_back() {
+    let count = u64::try_from(IN_FLIGHT_MAX).unwrap();
+    let mut leases = QueueLeases::starting_at(at(0));
+    assert_eq!(leases.room(), IN_FLIGHT_MAX);
+    let fresh: Vec<u64> = (0..count + 5).collect();
+    leases.lease(&plan(0, count + 5, &fresh, &[]), LeaseId(3), 0);
+    assert_eq!(leases.room(), 0);
+    leases.ack(&pairs(&[(0, 3), (1, 3), (2, 3), (3, 3), (4, 3), (5, 3)]), 10);
+    assert_eq!(leases.room(), 1);
+}

@@ -216,9 +216,15 @@ impl Batch<'_> {
     ) -> Result<Outcome, Stop> {
         self.check_place(group, queue)?;
         let clock_ms = self.state.clock_ms;
-        let leases = self.state.groups.queue_mut(group, queue);
-        let none_held = || vec![Err(LeaseRefusal::Gone); records.len()];
-        Ok(Outcome::Acked(leases.map_or_else(none_held, |leases| leases.ack(records, clock_ms))))
+        let Some(leases) = self.state.groups.queue_mut(group, queue) else {
+            return Ok(Outcome::Acked(vec![Err(LeaseRefusal::Gone); records.len()]));
+        };
+        let was_full = leases.room() == 0;
+        let acked = leases.ack(records, clock_ms);
+        if was_full && leases.room() > 0 {
+            self.effects.touched.insert(queue.topic);
+        }
+        Ok(Outcome::Acked(acked))
     }
 
     fn change_lease(

@@ -7,6 +7,7 @@ use crate::command::{
     ClientKey, Command, Granted, Lease, LeaseId, LeaseRefusal, Outcome, TopicType,
 };
 use crate::entry::FRAME_HEADER_BYTES;
+use crate::group::leases::IN_FLIGHT_MAX;
 use crate::item::PayloadBuilder;
 use crate::position::Term;
 use crate::queue::index::Line;
@@ -207,6 +208,26 @@ fn offsets_are_given_in_log_order_and_indexed_where_the_run_lies() {
         assert_eq!((stored.queue_key(), stored.record_count()), (first, line.count));
     }
     assert_eq!(node.state.end(), at.advance(entry.frame_bytes()));
+}
+
+#[test]
+fn ack_that_makes_room_for_new_deliveries_touches_the_topic() {
+    let (mut node, topic, group) = Node::with_topic_and_group();
+    let to = queue(topic, 0);
+    let count = u64::try_from(IN_FLIGHT_MAX).unwrap();
+    node.produce(to, count);
+    let all: Vec<u64> = (0..count).collect();
+    let Ok(Outcome::Leased { lease, .. }) = node.command(poll(group, to, 0, &all, &[])) else {
+        panic!("not leased")
+    };
+    let mut ack = |at: u64| {
+        let records = vec![(offset(at), lease)];
+        let clock_ms = node.state.clock_ms();
+        let ack = Part::Command(Command::Ack { group, queue: to, records });
+        node.batch_at(clock_ms, vec![ack]).touched
+    };
+    assert_eq!(ack(7), BTreeSet::from([topic]));
+    assert_eq!(ack(8), BTreeSet::new());
 }
 
 #[test]

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::messages::QueueReader;
 use crate::command::{ClientKey, Command, Granted, GroupId, Lease, LeaseId, Outcome};
 use crate::filter::TagFilter;
+use crate::group::leases::{IN_FLIGHT_MAX, QueueLeases};
 use crate::log::ReadError;
 use crate::replica::{Applied, Item, ProposeError, Replica};
 
@@ -141,6 +142,8 @@ impl Proposed {
 struct Standing {
     next: QueueOffset,
     due: Vec<QueueOffset>,
+    /// How many records may be delivered for the first time.
+    room: usize,
 }
 
 fn standing(
@@ -154,11 +157,10 @@ fn standing(
     let Some(next) = view.state.delivery_offset(group, queue, &view.index)? else {
         return Ok(None);
     };
-    let due = view
-        .state
-        .leases(group, queue)
-        .map_or_else(Vec::new, |leases| leases.due(now_ms, reserved, records_max));
-    Ok(Some(Standing { next, due }))
+    let leases = view.state.leases(group, queue);
+    let due = leases.map_or_else(Vec::new, |leases| leases.due(now_ms, reserved, records_max));
+    let room = leases.map_or(IN_FLIGHT_MAX, QueueLeases::room);
+    Ok(Some(Standing { next, due, room }))
 }
 
 /// Milliseconds from now until a record of these queues becomes due again for the group; 0 if one
@@ -216,7 +218,7 @@ impl Plans {
         let from = if plan.in_flight > 0 { plan.next } else { standing.next };
         let mut reader = QueueReader::new(replica, queue);
         let (again, unwanted) = wanted(&mut reader, standing.due, &want.filter)?;
-        let room = records_max - again.len();
+        let room = (records_max - again.len()).min(standing.room);
         let start = plan.scan_start(&want.filter, from).max(min);
         let mut choice = match &want.filter {
             TagFilter::All => first_of(start, end.max(start), room),
