@@ -13,7 +13,6 @@ use tokio::sync::oneshot;
 
 use super::handle::Handle;
 use super::messages::{self, Delivered, QueueReader};
-use super::renew::GiveBack;
 use super::status::Fault;
 use super::{Edge, validate};
 use crate::catalog::Topic;
@@ -89,11 +88,9 @@ impl Drop for Delivery {
         if self.records.is_empty() {
             return;
         }
-        let records = self.records.drain(..);
-        let records = records.map(|(queue, lease, granted)| (queue, granted.offset, lease));
-        let give_back = GiveBack { group: self.group_id, records: records.collect() };
-        if let Err(error) = self.edge.give_backs.try_send(give_back) {
-            tracing::debug!(%error, "unsent messages come back when their leases end");
+        let left_out = self.edge.unsent.add(self.group_id, self.records.drain(..));
+        if left_out > 0 {
+            tracing::warn!(left_out, "unsent messages come back when their leases end");
         }
     }
 }

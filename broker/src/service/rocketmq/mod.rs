@@ -12,7 +12,7 @@ use drumlin_proto::native;
 use drumlin_proto::rocketmq::admin_server::AdminServer;
 use drumlin_proto::rocketmq::messaging_service_server::MessagingServiceServer;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -41,21 +41,20 @@ mod status;
 mod telemetry;
 #[cfg(test)]
 mod tests;
+mod unsent;
 mod validate;
 
 use caller::Caller;
 use drumlin_proto::rocketmq::Code;
 use plan::Plans;
-use renew::GiveBack;
 use route::CreationRate;
 use status::{Answer, Fault};
+use unsent::Unsent;
 
 /// A body of 4 MiB makes a larger request.
 const REQUEST_BYTES_MAX: usize = 16 << 20;
 /// Long polls waiting at once.
 const POLLS_MAX: usize = 10_000;
-/// Given-back deliveries that wait to be proposed; beyond it leases end by themselves.
-const GIVE_BACKS_MAX: usize = 1024;
 /// How long a call waits for a leader, within its deadline.
 const ELECTION_WAIT: Duration = Duration::from_secs(5);
 /// Left of a deadline for the reply's way.
@@ -71,7 +70,7 @@ pub struct Edge {
     /// Queue that the next message without a message group goes to, over all topics.
     next_queue: AtomicU32,
     creations: Mutex<CreationRate>,
-    give_backs: mpsc::Sender<GiveBack>,
+    unsent: Unsent,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -79,7 +78,6 @@ pub struct Edge {
 impl Edge {
     /// Starts the tasks that renew leases; they run until `stop`.
     pub fn start(context: Arc<Context>, stop: CancellationToken) -> Arc<Self> {
-        let (give_backs, given_back) = mpsc::channel(GIVE_BACKS_MAX);
         let edge = Arc::new(Self {
             context,
             clients: Clients::default(),
@@ -87,12 +85,12 @@ impl Edge {
             polls: Semaphore::new(POLLS_MAX),
             next_queue: AtomicU32::new(0),
             creations: Mutex::new(CreationRate::default()),
-            give_backs,
+            unsent: Unsent::default(),
             tasks: TaskTracker::new(),
             stop,
         });
         edge.tasks.spawn(renew::renew_while_alive(edge.clone()));
-        edge.tasks.spawn(renew::take_back(edge.clone(), given_back));
+        edge.tasks.spawn(unsent::give_back_all(edge.clone()));
         edge
     }
 
@@ -118,6 +116,7 @@ impl Edge {
     pub async fn stopped(&self) {
         self.tasks.close();
         self.tasks.wait().await;
+        self.give_back().await;
     }
 
     fn replica(&self) -> &Replica {

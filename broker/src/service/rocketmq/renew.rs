@@ -1,11 +1,13 @@
-//! The tasks behind leases: renewal while a client is alive, giving back what was not delivered.
+//! Renewal of leases while their client is alive.
+//!
+//! Clients give no sign of receipt: a message whose reply was lost on its way, or with a crash, is
+//! renewed as one that is worked on. Only what this node knows to be unsent is not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use drumlin_proto::ids::{QueueKey, QueueOffset};
-use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Edge;
@@ -26,13 +28,6 @@ const HELD_MS_MAX: u64 = 3 * 3_600_000;
 pub(super) const GIVEN_BACK_MS: u64 = 1000;
 /// Records in one command.
 const RECORDS_MAX: usize = 1024;
-
-/// Leased records that no client got.
-#[derive(Debug)]
-pub(super) struct GiveBack {
-    pub(super) group: GroupId,
-    pub(super) records: Vec<(QueueKey, QueueOffset, LeaseId)>,
-}
 
 /// What to do with a renewed lease that is about to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,7 +131,10 @@ impl Edge {
         };
         for (group, queue, leases) in queues {
             for (offset, flight) in leases.flights() {
-                if flight.auto_renew && !flight.is_due(now_ms) {
+                let ends_soon = flight.expires_ms <= now_ms.saturating_add(ENDING_MS);
+                let unsent =
+                    || ends_soon && self.unsent.holds((group, queue, offset), flight.lease);
+                if flight.auto_renew && !flight.is_due(now_ms) && !unsent() {
                     let alive = all_alive || self.clients.is_alive(flight.client, now);
                     round.add((group, queue), (offset, flight), alive, now_ms);
                 }
@@ -188,25 +186,6 @@ pub(super) async fn renew_while_alive(edge: Arc<Edge>) {
         lead = Some((raft.term, lead_since));
         let commands = edge.renewals(lead_since, now).commands();
         edge.propose_all(commands).await;
-    }
-}
-
-/// Makes unsent messages deliverable again soon.
-pub(super) async fn take_back(edge: Arc<Edge>, mut given_back: mpsc::Receiver<GiveBack>) {
-    loop {
-        let back = tokio::select! {
-            () = edge.stop.cancelled() => return,
-            back = given_back.recv() => back,
-        };
-        let Some(GiveBack { group, records }) = back else { return };
-        let commands = records.into_iter().map(|(queue, offset, lease)| Command::ChangeLease {
-            group,
-            queue,
-            offset,
-            lease,
-            invisible_ms: GIVEN_BACK_MS,
-        });
-        edge.propose_all(commands.collect()).await;
     }
 }
 

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::super::status;
 use super::*;
-use crate::command::{ClientKey, Command, Lease, LeaseId, Outcome};
+use crate::command::{ClientKey, Command, Granted, Lease, LeaseId, Outcome};
 use crate::group::leases::Flight;
 use crate::replica::{Applied, Item};
 
@@ -586,5 +586,33 @@ async fn a_lease_that_ends_while_a_poll_looks_is_waited_for() {
     let due_in = |looked_ms| plan::next_due_in_ms(replica, looked_ms, group, &queue_keys);
     assert_eq!(due_in(flight.expires_ms - 1), Some(0), "it ended behind the look");
     assert_eq!(due_in(flight.expires_ms), None, "the look has found it");
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn what_no_client_got_is_not_renewed_and_comes_again() {
+    let fixture = Fixture::start().await;
+    fixture.topic(TOPIC).await;
+    assert_eq!(fixture.receive(push_poll(SHORT)).await.code(), Code::MessageNotFound);
+    fixture.store(vec![message("a")]).await;
+    let client = crate::service::clients::client_key("client-1");
+    lease_directly(&fixture, client, 5000).await;
+    let (record, flight) = {
+        let view = fixture.edge.replica().view();
+        let mut groups = view.state.groups().iter();
+        let flights = |(group, queue, leases): (_, _, &Arc<crate::group::leases::QueueLeases>)| {
+            leases.flights().next().map(|(offset, flight)| ((group, queue, offset), *flight))
+        };
+        groups.find_map(flights).unwrap()
+    };
+    let granted = Granted { offset: record.2, attempt: 1 };
+    let unsent = std::iter::once((record.1, flight.lease, granted));
+    assert_eq!(fixture.edge.unsent.add(record.0, unsent), 0);
+    let now = Instant::now();
+    let long_ago = now - crate::service::clients::SILENCE_MAX;
+    assert_eq!(fixture.edge.renewals(long_ago, now).commands(), []);
+    let again = fixture.receive(poll(LONG, LEASE)).await;
+    assert_eq!(attempt(&again.messages[0]), 2);
+    assert!(!fixture.edge.unsent.holds(record, flight.lease));
     fixture.stop().await;
 }
