@@ -134,7 +134,7 @@ impl Edge {
         let until = now + left.unwrap_or(ELECTION_WAIT).min(ELECTION_WAIT);
         match timeout_at(until, status.wait_for(|status| status.serving)).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) => Err(Fault::new(Code::InternalServerError, "the broker is stopping")),
+            Ok(Err(_)) => Err(Fault::new(Code::HaNotAvailable, "the broker is stopping")),
             Err(_) => Err(Fault::new(Code::HaNotAvailable, "the broker group has no leader here")),
         }
     }

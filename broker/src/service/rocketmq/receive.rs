@@ -293,7 +293,7 @@ impl Edge {
 }
 
 fn stopping() -> Fault {
-    Fault::new(Code::InternalServerError, "the broker is stopping")
+    Fault::new(Code::HaNotAvailable, "the broker is stopping")
 }
 
 fn unreadable(queue: QueueKey, error: ReadError) -> Fault {

@@ -61,9 +61,9 @@ impl From<ProposeError> for Fault {
             ProposeError::Busy { .. } | ProposeError::DiskFull(_) => Code::TooManyRequests,
             ProposeError::NotLeader { .. }
             | ProposeError::UnknownOutcome
-            | ProposeError::OutOfOrder => Code::HaNotAvailable,
+            | ProposeError::OutOfOrder
+            | ProposeError::Stopped(_) => Code::HaNotAvailable,
             ProposeError::Expired => Code::ProxyTimeout,
-            ProposeError::Stopped(_) => Code::InternalServerError,
         };
         Self::new(code, error.to_string())
     }
@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(code(ProposeError::NotLeader { leader: None }), Code::HaNotAvailable);
         assert_eq!(code(ProposeError::UnknownOutcome), Code::HaNotAvailable);
         assert_eq!(code(ProposeError::Expired), Code::ProxyTimeout);
-        assert_eq!(code(ProposeError::Stopped("x".into())), Code::InternalServerError);
+        assert_eq!(code(ProposeError::Stopped("x".into())), Code::HaNotAvailable);
         assert_eq!(code(Refusal::GroupNotFound.into()), Code::ConsumerGroupNotFound);
     }
 }

@@ -539,7 +539,7 @@ async fn a_stopping_broker_ends_its_polls() {
         stop.cancel();
     };
     let (received, ()) = tokio::join!(waiting, stopping);
-    assert_eq!(received.code(), Code::InternalServerError);
+    assert_eq!(received.code(), Code::HaNotAvailable);
     fixture.stop().await;
 }
 
