@@ -16,6 +16,7 @@ use super::status::{Fault, ok};
 use super::validate::{self, Batch};
 use super::{Edge, validate::DerivedType};
 use crate::catalog::Topic;
+use crate::command::TopicType;
 use crate::replica::{Applied, Item};
 use crate::service::clients::Sighting;
 
@@ -70,13 +71,19 @@ async fn store(
         validate::accepted(topic.kind, derived).map_err(|fault| at((n, fault)))?;
         debug_assert!(matches!(derived, DerivedType::Built(_)), "only built types are accepted");
     }
+    if let (Some(differing), TopicType::Fifo) = (batch.differing, topic.kind) {
+        // One request goes to one queue, which is not where each of its groups belongs.
+        let text = "messages of one request to a FIFO topic must share their message group";
+        return Err(at((differing, Fault::new(Code::IllegalMessageGroup, text))));
+    }
     let queue = edge.queue_for(&topic, &batch)?;
     let run = run_of(messages, now_ms)?;
     edge.note_producer(caller, &topic);
     let outcome = edge.replica().propose(Item::Run { queue, run }, caller.deadline).await;
     match outcome.inspect_err(|error| edge.context.metrics.propose_refused(error)) {
         Ok(Applied::Run { base_offset, .. }) => {
-            let kind = batch.message_group.map_or(RecordKind::Normal, |_| RecordKind::Fifo);
+            let in_groups = batch.message_group.is_some() || batch.differing.is_some();
+            let kind = if in_groups { RecordKind::Fifo } else { RecordKind::Normal };
             let sizes =
                 messages.iter().map(|message| u64::try_from(message.body.len()).unwrap_or(0));
             edge.context.metrics.messages_in(&topic.name, kind, sizes);

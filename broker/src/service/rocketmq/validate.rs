@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 
 use drumlin_proto::ids::{GroupName, TopicName};
-use drumlin_proto::record::{BODY_BYTES_MAX, BodyEncoding, PROPERTIES_BYTES_MAX, RecordKind};
+use drumlin_proto::record::{
+    BODY_BYTES_MAX, BodyEncoding, PROPERTIES_BYTES_MAX, RUN_BYTES_MAX, RecordKind,
+};
 use drumlin_proto::rocketmq::{
     Code, Digest, DigestType, Encoding, Endpoints, FilterExpression, FilterType, Message,
     MessageType, Resource, SystemProperties,
@@ -22,7 +24,7 @@ const BORN_HOST_BYTES_MAX: usize = 255;
 /// Bodies of one request together.
 const BATCH_BODY_BYTES_MAX: usize = 4 << 20;
 /// Bodies and attributes of one request together.
-const BATCH_BYTES_MAX: usize = 5 << 20;
+const BATCH_BYTES_MAX: usize = RUN_BYTES_MAX - 256;
 const BATCH_MESSAGES_MAX: usize = 4096;
 const DELAY_MS_MAX: i128 = 86_400_000;
 const RECOVERY_SECONDS_MAX: i64 = 3600;
@@ -187,7 +189,10 @@ pub(super) enum DerivedType {
 #[derive(Debug)]
 pub(super) struct Batch {
     pub(super) topic: TopicName,
+    /// Of all messages, where they agree.
     pub(super) message_group: Option<String>,
+    /// The first message whose message group is not that of the messages before.
+    pub(super) differing: Option<usize>,
 }
 
 /// Checks a SendMessage request up to the topic's type; the index is that of the faulty message.
@@ -224,11 +229,9 @@ pub(super) fn batch(
         message.system_properties.as_ref().and_then(|system| system.message_group.clone())
     };
     let message_group = group_of(first);
-    if let Some(other) = messages.iter().position(|message| group_of(message) != message_group) {
-        let text = "messages of one request must share their message group";
-        return Err((other, fault(Code::IllegalMessageGroup, text)));
-    }
-    Ok(Batch { topic, message_group })
+    let differing = messages.iter().position(|message| group_of(message) != message_group);
+    let message_group = message_group.filter(|_| differing.is_none());
+    Ok(Batch { topic, message_group, differing })
 }
 
 /// Checks one message in the order that clients are told of; answers the bytes of its attributes.

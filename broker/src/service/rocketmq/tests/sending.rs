@@ -169,3 +169,34 @@ async fn rust_5_0_0_is_not_told_of_empty_bodies() {
     assert_eq!(code(&answer.entries[0].status), Code::MessageCorrupted);
     fixture.stop().await;
 }
+
+#[tokio::test]
+async fn a_request_of_several_message_groups_is_stored_in_order_unless_the_topic_is_fifo() {
+    let fixture = Fixture::start().await;
+    fixture.topic(TOPIC).await;
+    let mixed = || vec![grouped("1", "a"), grouped("2", "b"), message("3")];
+    fixture.store(mixed()).await;
+    assert_eq!(ends(&fixture).iter().filter(|end| **end > 0).count(), 1, "one queue");
+    assert_eq!(fixture.receive(poll(LONG, LEASE)).await.bodies(), ["1", "2", "3"]);
+    let fifo = crate::command::Command::CreateTopic {
+        name: drumlin_proto::ids::TopicName::parse("fifo").unwrap(),
+        kind: crate::command::TopicType::Fifo,
+        shares: vec![(broker_group(), 8)],
+    };
+    fixture.edge.replica().propose(crate::replica::Item::Command(fifo), None).await.unwrap();
+    let mut to_fifo = vec![grouped("1", "a"), grouped("2", "b")];
+    to_fifo.iter_mut().for_each(|message| message.topic = resource("fifo"));
+    let answer = fixture.send(to_fifo).await;
+    assert_eq!(code(&answer.status), Code::IllegalMessageGroup);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_of_almost_6_mib_with_its_attributes_is_stored() {
+    let fixture = Fixture::start().await;
+    fixture.topic(TOPIC).await;
+    let mut fat = message("a");
+    fat.user_properties.insert("k".into(), "v".repeat(16_000));
+    fixture.store(vec![fat; 386]).await;
+    fixture.stop().await;
+}

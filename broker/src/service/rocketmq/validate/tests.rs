@@ -182,17 +182,15 @@ fn a_request_without_messages_is_corrupted() {
 }
 
 #[test]
-fn messages_of_one_request_share_topic_and_message_group() {
+fn messages_of_one_request_share_a_topic_and_their_message_group_counts_if_shared() {
     let other_topic = with(|message, _| message.topic = resource("payments"));
     let (at, fault) = batch(&[valid(), other_topic], "", NOW_MS).unwrap_err();
     assert_eq!((at, fault.code), (1, Code::MessageCorrupted));
     let grouped = |group: &str| with(|_, system| system.message_group = Some(group.into()));
-    let (at, fault) = batch(&[grouped("a"), grouped("a"), grouped("b")], "", NOW_MS).unwrap_err();
-    assert_eq!((at, fault.code), (2, Code::IllegalMessageGroup));
-    assert_eq!(
-        batch(&[grouped("a"), grouped("a")], "", NOW_MS).unwrap().message_group.unwrap(),
-        "a"
-    );
+    let mixed = batch(&[grouped("a"), grouped("a"), grouped("b")], "", NOW_MS).unwrap();
+    assert_eq!((mixed.message_group, mixed.differing), (None, Some(2)));
+    let agreed = batch(&[grouped("a"), grouped("a")], "", NOW_MS).unwrap();
+    assert_eq!((agreed.message_group.as_deref(), agreed.differing), (Some("a"), None));
 }
 
 #[test]
