@@ -1,4 +1,4 @@
-//! Who is connected here: role, group and topics of each client, and when it was last heard.
+//! Who is connected here: role and groups of each client, and when it was last heard.
 //!
 //! A registration decides whether leases are renewed and whom a server command may reach. It is
 //! not replicated: a new leader learns of clients by their calls.
@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use drumlin_proto::ids::{GroupName, TopicName};
+use drumlin_proto::ids::GroupName;
 use drumlin_proto::rocketmq::ClientType;
 use md5::{Digest, Md5};
 use parking_lot::Mutex;
@@ -20,10 +20,10 @@ use crate::metrics::labels::Connected;
 pub const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// Clients registered at once; further ones are refused.
 const CLIENTS_MAX: usize = 100_000;
-/// Topics remembered of one client.
-const TOPICS_MAX: usize = 1024;
-/// Consumer groups remembered of one client.
+/// Consumer groups of one client; further ones are not remembered.
 const GROUPS_MAX: usize = 64;
+/// Consumer groups of all clients together: calls name groups that need not exist.
+const ALL_GROUPS_MAX: usize = 4 * CLIENTS_MAX;
 
 /// Stable hash of a client id.
 pub fn client_key(client_id: &str) -> ClientKey {
@@ -42,8 +42,6 @@ pub struct Registration {
     pub client_type: ClientType,
     /// Consumer groups it took part in.
     pub groups: BTreeSet<GroupName>,
-    /// Topics it declared or sent to.
-    pub topics: BTreeSet<TopicName>,
     /// Of its settings, if they came here.
     pub request_timeout: Option<Duration>,
     last_heard: Instant,
@@ -51,11 +49,13 @@ pub struct Registration {
     counted: Arc<Vec<Connected>>,
 }
 
-/// More clients than this node keeps.
+/// More than this node keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{clients_max} clients are registered already")]
-pub struct TooManyClients {
-    pub clients_max: usize,
+pub enum TooManyClients {
+    #[error("{clients_max} clients are registered already")]
+    Clients { clients_max: usize },
+    #[error("clients of {groups_max} consumer groups are registered already")]
+    Groups { groups_max: usize },
 }
 
 /// What one call tells of its client.
@@ -64,14 +64,26 @@ pub struct Sighting {
     /// `None`: keep what is known, a producer if nothing is.
     pub client_type: Option<ClientType>,
     pub group: Option<GroupName>,
-    pub topics: Vec<TopicName>,
     pub request_timeout: Option<Duration>,
 }
 
 /// The clients of one node.
 #[derive(Debug, Default)]
 pub struct Clients {
-    by_key: Mutex<HashMap<ClientKey, Registration>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    by_key: HashMap<ClientKey, Registration>,
+    /// Over all clients.
+    group_count: usize,
+}
+
+impl Known {
+    fn forget(&mut self, client: &Registration) {
+        self.group_count -= client.groups.len();
+    }
 }
 
 impl Clients {
@@ -84,17 +96,17 @@ impl Clients {
         now: Instant,
         count: impl FnOnce(&Registration) -> Vec<Connected>,
     ) -> Result<(), TooManyClients> {
-        let mut by_key = self.by_key.lock();
+        let mut all = self.known.lock();
+        let Known { by_key, group_count } = &mut *all;
         let key = client_key(client_id);
         if !by_key.contains_key(&key) && by_key.len() >= CLIENTS_MAX {
-            return Err(TooManyClients { clients_max: CLIENTS_MAX });
+            return Err(TooManyClients::Clients { clients_max: CLIENTS_MAX });
         }
         let mut changed = !by_key.contains_key(&key);
         let known = by_key.entry(key).or_insert_with(|| Registration {
             client_id: client_id.to_owned(),
             client_type: ClientType::Producer,
             groups: BTreeSet::new(),
-            topics: BTreeSet::new(),
             request_timeout: None,
             last_heard: now,
             counted: Arc::default(),
@@ -106,16 +118,16 @@ impl Clients {
         }
         if let Some(group) = sighting.group
             && known.groups.len() < GROUPS_MAX
+            && !known.groups.contains(&group)
         {
+            if *group_count >= ALL_GROUPS_MAX {
+                return Err(TooManyClients::Groups { groups_max: ALL_GROUPS_MAX });
+            }
+            *group_count += 1;
             changed |= known.groups.insert(group);
         }
         if sighting.request_timeout.is_some() {
             known.request_timeout = sighting.request_timeout;
-        }
-        for topic in sighting.topics {
-            if known.topics.len() < TOPICS_MAX {
-                known.topics.insert(topic);
-            }
         }
         if changed {
             known.counted = Arc::new(count(known));
@@ -125,34 +137,40 @@ impl Clients {
 
     /// Any call of a registered client keeps it alive.
     pub fn touch(&self, client_id: &str, now: Instant) {
-        if let Some(known) = self.by_key.lock().get_mut(&client_key(client_id)) {
+        if let Some(known) = self.known.lock().by_key.get_mut(&client_key(client_id)) {
             known.last_heard = known.last_heard.max(now);
         }
     }
 
     pub fn get(&self, client_id: &str) -> Option<Registration> {
-        self.by_key.lock().get(&client_key(client_id)).cloned()
+        self.known.lock().by_key.get(&client_key(client_id)).cloned()
     }
 
     /// Whether the client was heard within [`SILENCE_MAX`].
     pub fn is_alive(&self, key: ClientKey, now: Instant) -> bool {
-        let by_key = self.by_key.lock();
-        by_key.get(&key).is_some_and(|known| known.last_heard + SILENCE_MAX > now)
+        let all = self.known.lock();
+        all.by_key.get(&key).is_some_and(|known| known.last_heard + SILENCE_MAX > now)
     }
 
     /// Forgets a client that is leaving; `None` if it was not known.
     pub fn remove(&self, client_id: &str) -> Option<Registration> {
-        self.by_key.lock().remove(&client_key(client_id))
+        let mut all = self.known.lock();
+        let client = all.by_key.remove(&client_key(client_id))?;
+        all.forget(&client);
+        Some(client)
     }
 
     /// Forgets clients that were silent for too long and returns them.
     pub fn expire(&self, now: Instant) -> Vec<(ClientKey, Registration)> {
-        let mut by_key = self.by_key.lock();
-        by_key.extract_if(|_, known| known.last_heard + SILENCE_MAX <= now).collect()
+        let mut all = self.known.lock();
+        let silent = |known: &Registration| known.last_heard + SILENCE_MAX <= now;
+        let gone: Vec<_> = all.by_key.extract_if(|_, known| silent(known)).collect();
+        gone.iter().for_each(|(_, client)| all.forget(client));
+        gone
     }
 
     pub fn count(&self) -> usize {
-        self.by_key.lock().len()
+        self.known.lock().by_key.len()
     }
 }
 
@@ -203,15 +221,34 @@ mod tests {
         register(consumer("g1"));
         register(consumer("g2"));
         register(consumer("g2"));
-        let topics = vec![TopicName::parse("t").unwrap()];
-        register(Sighting { topics, ..Sighting::default() });
+        register(Sighting::default());
         assert_eq!(counts, 2, "asked only when type or groups change");
         let known = clients.get("a").unwrap();
         assert_eq!(known.client_type, ClientType::PushConsumer);
         assert_eq!(known.groups.len(), 2);
-        assert_eq!(known.topics.len(), 1);
         assert_eq!(clients.remove("a").unwrap().client_id, "a");
         assert!(clients.remove("a").is_none());
+    }
+
+    #[test]
+    fn group_names_are_bounded_over_all_clients_and_freed_with_them() {
+        let clients = Clients::default();
+        let now = Instant::now();
+        let register = |client: &str, group: &str| {
+            clients.register(client, consumer(group), now, |_| Vec::new())
+        };
+        register("a", "g1").unwrap();
+        register("a", "g1").unwrap();
+        register("b", "g1").unwrap();
+        assert_eq!(clients.known.lock().group_count, 2);
+        clients.known.lock().group_count = ALL_GROUPS_MAX;
+        let full = Err(TooManyClients::Groups { groups_max: ALL_GROUPS_MAX });
+        assert_eq!(register("b", "g2"), full);
+        register("b", "g1").unwrap();
+        clients.remove("a").unwrap();
+        register("b", "g2").unwrap();
+        assert_eq!(clients.expire(now + SILENCE_MAX).len(), 1);
+        assert_eq!(clients.known.lock().group_count, ALL_GROUPS_MAX - 2);
     }
 
     #[test]

@@ -392,10 +392,10 @@ async fn run(
         return finish(sender, fault.status(), None);
     };
     let ended = match edge.checked(caller, &request).await {
-        Ok(poll) => {
-            edge.note_consumer(caller, &request, &poll);
-            edge.poll(&poll, &mut sender).await.map(|records| (poll, records))
-        }
+        Ok(poll) => match edge.note_consumer(caller, &request, &poll) {
+            Ok(()) => edge.poll(&poll, &mut sender).await.map(|records| (poll, records)),
+            Err(fault) => Err(fault),
+        },
         Err(fault) => Err(fault),
     };
     match ended {
@@ -431,8 +431,14 @@ fn finish(sender: oneshot::Sender<PollEnd>, status: Status, delivery: Option<Del
 }
 
 impl Edge {
-    /// A poll registers its client, for clients whose settings went elsewhere.
-    fn note_consumer(&self, caller: &Caller, request: &ReceiveMessageRequest, poll: &PollRequest) {
+    /// A poll registers its client, for clients whose settings went elsewhere. What a client that
+    /// is not registered leases would be taken for that of one that has gone.
+    fn note_consumer(
+        &self,
+        caller: &Caller,
+        request: &ReceiveMessageRequest,
+        poll: &PollRequest,
+    ) -> Result<(), Fault> {
         let known = self.clients.get(&caller.client_id).is_some();
         let client_type = match (known, request.auto_renew) {
             (true, _) => None,
@@ -440,10 +446,7 @@ impl Edge {
             (false, false) => Some(ClientType::SimpleConsumer),
         };
         let group = Some(poll.group.clone());
-        let sighting = Sighting { client_type, group, ..Sighting::default() };
-        if let Err(fault) = self.register(caller, sighting) {
-            tracing::warn!(reason = fault.text, client = caller.client_id, "not registered");
-        }
+        self.register(caller, Sighting { client_type, group, ..Sighting::default() })
     }
 }
 

@@ -78,7 +78,7 @@ async fn store(
     }
     let queue = edge.queue_for(&topic, &batch)?;
     let run = run_of(messages, now_ms)?;
-    edge.note_producer(caller, &topic);
+    edge.note_producer(caller);
     let outcome = edge.replica().propose(Item::Run { queue, run }, caller.deadline).await;
     match outcome.inspect_err(|error| edge.context.metrics.propose_refused(error)) {
         Ok(Applied::Run { base_offset, .. }) => {
@@ -164,9 +164,8 @@ impl Edge {
     }
 
     /// A send registers its client, for producers whose settings went elsewhere.
-    fn note_producer(&self, caller: &Caller, topic: &Topic) {
-        let sighting = Sighting { topics: vec![topic.name.clone()], ..Sighting::default() };
-        if let Err(fault) = self.register(caller, sighting) {
+    fn note_producer(&self, caller: &Caller) {
+        if let Err(fault) = self.register(caller, Sighting::default()) {
             tracing::warn!(reason = fault.text, client = caller.client_id, "not registered");
         }
     }

@@ -70,7 +70,7 @@ pub(super) fn accept(mut settings: Settings, namespace: &str) -> Result<Accepted
         }
         (Some(PubSub::Publishing(publishing)), Some(Ok(ClientType::Producer))) => {
             sighting.client_type = Some(ClientType::Producer);
-            publisher(publishing, namespace, &mut sighting)?
+            publisher(publishing, namespace)?
         }
         (Some(PubSub::Publishing(_)), Some(Ok(_))) => {
             return unknown("a consumer's settings cannot be those of a publisher");
@@ -95,14 +95,10 @@ fn bounded(count: usize) -> Result<(), Fault> {
     Err(Fault::new(Code::BadRequest, format!("{count} topics, {TOPICS_MAX} are allowed")))
 }
 
-fn publisher(
-    publishing: &mut Publishing,
-    namespace: &str,
-    sighting: &mut Sighting,
-) -> Result<RetryPolicy, Fault> {
+fn publisher(publishing: &mut Publishing, namespace: &str) -> Result<RetryPolicy, Fault> {
     bounded(publishing.topics.len())?;
     for topic in &publishing.topics {
-        sighting.topics.push(validate::topic_name(Some(topic), namespace)?);
+        validate::topic_name(Some(topic), namespace)?;
     }
     publishing.max_body_size = i32::try_from(BODY_BYTES_MAX).unwrap_or(i32::MAX);
     publishing.validate_message_type = true;
@@ -126,7 +122,7 @@ fn subscriber(
     bounded(subscription.subscriptions.len())?;
     sighting.group = Some(validate::group_name(subscription.group.as_ref(), namespace)?);
     for entry in &subscription.subscriptions {
-        sighting.topics.push(validate::topic_name(entry.topic.as_ref(), namespace)?);
+        validate::topic_name(entry.topic.as_ref(), namespace)?;
         validate::filter(entry.expression.as_ref())?;
     }
     // Ordered delivery is a property of the consumer group, and none has it yet.
@@ -235,7 +231,6 @@ mod tests {
         assert_eq!(backoff.max, seconds(1));
         assert!((backoff.multiplier - 2.0).abs() < f32::EPSILON);
         assert_eq!(accepted.settings.metric, Some(Metric { on: false, endpoints: None }));
-        assert_eq!(accepted.sighting.topics.len(), 1);
         assert_eq!(accepted.sighting.request_timeout, Some(Duration::from_secs(3)));
     }
 
@@ -284,7 +279,6 @@ mod tests {
     fn a_namespace_goes_before_names() {
         let accepted = accept(consumer(ClientType::PushConsumer), "eu").unwrap();
         assert_eq!(accepted.sighting.group.unwrap().as_str(), "eu%readers");
-        assert_eq!(accepted.sighting.topics[0].as_str(), "eu%orders");
     }
 
     #[test]
