@@ -16,6 +16,7 @@ use tonic::Request;
 use super::caller::Caller;
 use super::delivery::{Delivery, Leased, PollEnd, ReceiveStream};
 use super::plan::{Proposed, Want, next_due_in_ms};
+use super::route::CREATIONS_PER_SECOND_MAX;
 use super::settings::{POLL_MAX, RECEIVE_BATCH_MAX};
 use super::status::{Fault, ok};
 use super::{Edge, REPLY_MARGIN, validate};
@@ -156,6 +157,11 @@ impl Edge {
             return Ok(id);
         }
         let started = Instant::now();
+        if !self.group_creations.lock().take(started) {
+            let text =
+                format!("{CREATIONS_PER_SECOND_MAX} consumer groups were created within a second");
+            return Err(Fault::new(Code::TooManyRequests, text));
+        }
         let command = Command::CreateGroup { name: name.clone(), start: GroupStart::Earliest };
         let outcome = self.replica().propose(Item::Command(command), deadline).await;
         match outcome {

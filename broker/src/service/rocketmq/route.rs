@@ -20,9 +20,10 @@ use crate::replica::{Item, ProposeError};
 
 /// Queues of a topic that is created on first use.
 const AUTO_QUEUES: u16 = 8;
-const CREATIONS_PER_SECOND_MAX: u32 = 50;
+/// Of topics, and of consumer groups, that are created on first use.
+pub(super) const CREATIONS_PER_SECOND_MAX: u32 = 50;
 
-/// Bounds how many topics queries create.
+/// Bounds how many things of a kind calls create by naming them.
 #[derive(Debug, Default)]
 pub(super) struct CreationRate {
     second: Option<(Instant, u32)>,
@@ -30,7 +31,7 @@ pub(super) struct CreationRate {
 
 impl CreationRate {
     /// Whether one more may be created now.
-    fn take(&mut self, now: Instant) -> bool {
+    pub(super) fn take(&mut self, now: Instant) -> bool {
         let (began, count) = match self.second {
             Some((began, count)) if now < began + Duration::from_secs(1) => (began, count),
             Some(_) | None => (now, 0),
@@ -71,7 +72,7 @@ impl Edge {
         if !config.auto_create_topics || name.is_derived() || !owns_catalog {
             return Err(missing);
         }
-        if !self.creations.lock().take(Instant::now()) {
+        if !self.topic_creations.lock().take(Instant::now()) {
             let text = format!("{CREATIONS_PER_SECOND_MAX} topics were created within a second");
             return Err(Fault::new(Code::TooManyRequests, text));
         }

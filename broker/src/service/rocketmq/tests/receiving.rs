@@ -616,3 +616,17 @@ async fn what_no_client_got_is_not_renewed_and_comes_again() {
     assert!(!fixture.edge.unsent.holds(record, flight.lease));
     fixture.stop().await;
 }
+
+#[tokio::test]
+async fn polls_create_a_bounded_number_of_groups_a_second() {
+    let fixture = Fixture::start().await;
+    fixture.topic(TOPIC).await;
+    let now = Instant::now();
+    while fixture.edge.group_creations.lock().take(now + Duration::from_secs(3600)) {}
+    let refused = fixture.receive(poll(SHORT, LEASE)).await;
+    assert_eq!(refused.code(), Code::TooManyRequests);
+    assert!(fixture.edge.replica().view().state.catalog().groups().next().is_none());
+    *fixture.edge.group_creations.lock() = CreationRate::default();
+    assert_eq!(fixture.receive(poll(SHORT, LEASE)).await.code(), Code::MessageNotFound);
+    fixture.stop().await;
+}
