@@ -18,7 +18,7 @@ use crate::command::{Command, GroupId, LeaseId, LeaseRefusal, Outcome, Refusal};
 use crate::replica::{Applied, Item};
 
 /// Entries of one AckMessage request.
-const ENTRIES_MAX: usize = 4096;
+const ENTRIES_MAX: usize = 256;
 
 impl Edge {
     /// What a handle names, if it was given to this group for this topic.
@@ -81,11 +81,23 @@ fn acknowledged((entry, status): (AckMessageEntry, Status)) -> AckMessageResultE
     }
 }
 
-/// Acknowledgements of one queue, and which entry each is for.
+/// Acknowledgements of one queue.
 #[derive(Default)]
 struct QueueAcks {
+    /// Each once.
     records: Vec<(QueueOffset, LeaseId)>,
-    entries: Vec<usize>,
+    /// Places of an entry and of its record.
+    entries: Vec<(usize, usize)>,
+}
+
+impl QueueAcks {
+    fn add(&mut self, entry: usize, record: (QueueOffset, LeaseId)) {
+        let place = self.records.iter().position(|known| *known == record).unwrap_or_else(|| {
+            self.records.push(record);
+            self.records.len() - 1
+        });
+        self.entries.push((entry, place));
+    }
 }
 
 /// One command per queue, all proposed before the first is awaited.
@@ -100,8 +112,7 @@ async fn finish(
         match handle {
             Ok(handle) => {
                 let acks = by_queue.entry((handle.group, handle.queue)).or_default();
-                acks.records.push((handle.offset, handle.lease));
-                acks.entries.push(entry);
+                acks.add(entry, (handle.offset, handle.lease));
                 statuses.push(ok());
             }
             Err(fault) => statuses.push(fault.status()),
@@ -120,13 +131,12 @@ async fn finish(
             Err(error) => {
                 edge.context.metrics.propose_refused(&error);
                 let fault = Fault::from(error);
-                entries.iter().for_each(|entry| put(&mut statuses, *entry, fault.status()));
+                entries.iter().for_each(|(entry, _)| put(&mut statuses, *entry, fault.status()));
                 continue;
             }
         };
-        let missing = || Err(LeaseRefusal::Gone);
-        let results = results.into_iter().chain(std::iter::repeat_with(missing));
-        for (entry, result) in entries.into_iter().zip(results) {
+        for (entry, place) in entries {
+            let result = results.get(place).copied().unwrap_or(Err(LeaseRefusal::Gone));
             if let Err(refusal) = result {
                 put(&mut statuses, entry, Fault::from(Refusal::Lease(refusal)).status());
             }

@@ -261,7 +261,7 @@ async fn bad_acks_and_changes_have_their_codes() {
         ("long handle", vec![entry(&"f".repeat(1 << 20))], Code::InvalidReceiptHandle),
         ("odd handle", vec![entry("broker-a.ö\u{0}")], Code::InvalidReceiptHandle),
         ("foreign handle", vec![entry("broker-z.00")], Code::InvalidReceiptHandle),
-        ("too many", vec![AckMessageEntry::default(); 4097], Code::BadRequest),
+        ("too many", vec![AckMessageEntry::default(); 257], Code::BadRequest),
     ] {
         let answer = fixture.client.clone().ack_message(call(ack(entries))).await.unwrap();
         assert_eq!(code(&answer.into_inner().status), expected, "{row}");

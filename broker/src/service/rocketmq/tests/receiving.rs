@@ -286,6 +286,25 @@ async fn entries_of_an_ack_are_judged_one_by_one() {
 }
 
 #[tokio::test]
+async fn a_handle_that_comes_twice_in_a_request_is_acknowledged_twice() {
+    let fixture = Fixture::start().await;
+    fixture.topic(TOPIC).await;
+    fixture.store(vec![message("a"), message("b")]).await;
+    let received = fixture.receive(poll(LONG, LEASE)).await;
+    let [a, b] = &received.messages[..] else { panic!("{received:?}") };
+    let mut stale = b.clone();
+    let changed = fixture.change(handle(b), LEASE).await;
+    stale.system_properties.as_mut().unwrap().receipt_handle = Some(handle(b).to_owned());
+    let mut current = b.clone();
+    current.system_properties.as_mut().unwrap().receipt_handle = Some(changed.receipt_handle);
+    let answer = fixture.ack_all(&[a, &stale, a, &current, &stale]).await;
+    let codes: Vec<Code> = answer.entries.iter().map(|entry| code(&entry.status)).collect();
+    let (ok, invalid) = (Code::Ok, Code::InvalidReceiptHandle);
+    assert_eq!(codes, [ok, invalid, ok, ok, invalid]);
+    fixture.stop().await;
+}
+
+#[tokio::test]
 async fn a_handle_is_good_for_its_group_and_topic_only() {
     let fixture = Fixture::start().await;
     fixture.topic(TOPIC).await;
