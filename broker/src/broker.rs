@@ -40,8 +40,8 @@ const HINT_FILE: &str = "committed";
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long entries under way and the last checkpoint may take then.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Calls in progress on one connection.
-const STREAMS_MAX: u32 = 4096;
+/// Calls in progress on one connection; each may hold a request of 16 MiB that is not whole yet.
+const STREAMS_MAX: u32 = 512;
 
 /// What the edges share.
 #[derive(Debug)]
