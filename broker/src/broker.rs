@@ -322,7 +322,12 @@ pub(crate) async fn start_replica(
     let log_dir = data_dir.log_dir();
     let open_log = move |mark| {
         let (log, report) = Log::open(&log_dir, log_options, mark)?;
-        tracing::info!(?report, last = ?log.last(), "opened the log");
+        let (scanned_entries, scanned_bytes) = (report.scanned_entries, report.scanned_bytes);
+        let (clean, last) = (report.clean, log.last().map(tracing::field::display));
+        tracing::info!(last, clean, scanned_entries, scanned_bytes, "opened the log");
+        if let Some((index, bytes)) = report.torn_tail {
+            tracing::warn!(%index, bytes, "a tail that was never synced went to quarantine");
+        }
         Ok(log)
     };
     Ok(start::start(options, opened, open_log).await?)

@@ -42,11 +42,7 @@ impl Address {
     }
 
     pub(crate) fn of_native(address: &drumlin_proto::native::Address) -> Result<Self, String> {
-        let host = address.host.trim_start_matches('[').trim_end_matches(']');
-        match host.contains(':') {
-            true => Self::parse(&format!("[{host}]:{}", address.port)),
-            false => Self::parse(&format!("{host}:{}", address.port)),
-        }
+        Self::parse(&address.to_string())
     }
 
     pub(crate) fn as_str(&self) -> &str {

@@ -157,12 +157,7 @@ impl Forwarder {
         if let Some(channel) = channels.get(&key) {
             return Ok(channel.clone());
         }
-        let host = if address.host.contains(':') && !address.host.starts_with('[') {
-            format!("[{}]", address.host)
-        } else {
-            address.host.clone()
-        };
-        let endpoint = Endpoint::from_shared(format!("http://{host}:{}", address.port))
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|error| Status::unavailable(format!("a broker's address: {error}")))?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)

@@ -95,9 +95,8 @@ impl Nameserver {
         for (listener, (socket, address)) in bound {
             addresses.push(address);
             let listener = Arc::new(listener_address(listener, address));
-            tracing::info!(
-                listener = listener.name, %address, advertised = ?listener.advertised, "listening"
-            );
+            let (name, advertised) = (&listener.name, &listener.advertised);
+            tracing::info!(listener = name, %address, %advertised, "listening");
             servers.push(serve(&shared, listener, Arc::clone(&turn), socket));
         }
         let http_address = http_listener.as_ref().map(|(_, address)| *address);

@@ -117,7 +117,9 @@ async fn register(
     check(shared, &hello)?;
     let stream = shared.directory.update(|table, now| table.hello(&hello, now))?;
     let (broker_group, node) = (&hello.broker_group, &hello.node);
-    tracing::info!(broker_group, node, listeners = ?hello.listeners, "a broker registered");
+    let addresses = hello.listeners.iter().filter_map(|listener| listener.advertised.as_ref());
+    let advertised = addresses.map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    tracing::info!(broker_group, node, advertised, "a broker registered");
     let result = exchange(shared, stream, broker_group, inbound, answers).await;
     shared.directory.update(|table, now| table.stream_broken(stream, now));
     tracing::info!(broker_group, node, "a broker's registration stream ended");

@@ -3,11 +3,23 @@
 //! *Route order* is the order of a topic's queues over all its broker groups: the groups by name,
 //! interleaved (a 0, b 0, a 1, b 1, ...). Clients and servers count queues in it.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use crate::ids::BrokerGroupName;
 use crate::native::{self, TopicRoute, TopicType};
 use crate::rocketmq::{self, AddressScheme, MessageType, Permission};
+
+/// As a URL has it, so that it can be dialled and read: an IPv6 literal stands in brackets.
+impl fmt::Display for native::Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') && !self.host.starts_with('[') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
 
 /// Which of a topic's `queue_count` queues, counted over all broker groups in route order, holds a
 /// message group. Stable for ever: order within a message group depends on it.

@@ -67,7 +67,7 @@ impl MessagingService for Service {
         &self,
         request: Request<pb::ReceiveMessageRequest>,
     ) -> Reply<Self::ReceiveMessageStream> {
-        let store_host = format!("{}:{}", self.advertised.host, self.advertised.port);
+        let store_host = self.advertised.to_string();
         Ok(Response::new(receive::open(&self.edge, store_host, request)))
     }
 
