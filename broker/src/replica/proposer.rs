@@ -30,7 +30,7 @@ use crate::command::Refusal;
 use crate::entry::{ALIGN_BYTES, EntryKind, PAYLOAD_BYTES_MAX};
 use crate::item::{self, PayloadBuilder};
 use crate::log::LogClosed;
-use crate::position::EntryIndex;
+use crate::position::{EntryIndex, Term};
 
 /// An entry is closed once it has this much.
 const ENTRY_BYTES_TARGET: usize = 256 << 10;
@@ -103,28 +103,37 @@ impl From<Item> for Content {
 struct Waiting {
     content: Content,
     deadline: Option<Instant>,
-    link: Option<Link>,
     reply: Reply,
 }
 
-/// Items of which none is proposed once an earlier one was not: keeps the order of a queue over
-/// retries. Whoever goes on after a failure takes a new chain.
+/// Items of which none is proposed once an earlier one was not stored, or may not be: keeps the
+/// order of a queue over retries. Whoever goes on after a failure takes a new chain.
 #[derive(Clone, Debug)]
 pub struct Chain {
     links: Arc<AtomicU64>,
-    /// Number of the first link that was not proposed.
-    broken_at: Arc<AtomicU64>,
+    broken: Arc<Broken>,
+}
+
+/// What ends a chain.
+#[derive(Debug)]
+struct Broken {
+    /// Number of the first link that was not stored.
+    at: AtomicU64,
+    /// The term all its items are proposed in; 0 before the first. What becomes of the last ones of
+    /// a term may be known only after the next term has begun.
+    term: AtomicU64,
 }
 
 impl Default for Chain {
     fn default() -> Self {
-        Self { links: Arc::default(), broken_at: Arc::new(AtomicU64::new(u64::MAX)) }
+        let broken = Broken { at: AtomicU64::new(u64::MAX), term: AtomicU64::new(0) };
+        Self { links: Arc::default(), broken: Arc::new(broken) }
     }
 }
 
 impl Chain {
     fn next_link(&self) -> Link {
-        Link { number: self.links.fetch_add(1, Relaxed), broken_at: Arc::clone(&self.broken_at) }
+        Link { number: self.links.fetch_add(1, Relaxed), broken: Arc::clone(&self.broken) }
     }
 
     /// Breaks it for whatever is proposed from now on.
@@ -134,7 +143,7 @@ impl Chain {
 
     /// Whether it is unbroken and none of its links waits: a new one would do as well.
     pub fn is_idle(&mut self) -> bool {
-        Arc::get_mut(&mut self.broken_at).is_some_and(|at| *at.get_mut() == u64::MAX)
+        Arc::get_mut(&mut self.broken).is_some_and(|broken| *broken.at.get_mut() == u64::MAX)
     }
 }
 
@@ -142,26 +151,29 @@ impl Chain {
 #[derive(Debug)]
 struct Link {
     number: u64,
-    broken_at: Arc<AtomicU64>,
+    broken: Arc<Broken>,
 }
 
 impl Link {
     fn break_chain(&self) {
-        self.broken_at.fetch_min(self.number, Relaxed);
+        self.broken.at.fetch_min(self.number, Relaxed);
     }
 
     fn follows_a_break(&self) -> bool {
-        self.broken_at.load(Relaxed) < self.number
+        self.broken.at.load(Relaxed) < self.number
+    }
+
+    /// Whether it may be proposed in a term.
+    fn holds_in(&self, term: Term) -> bool {
+        let begun = self.broken.term.compare_exchange(0, term.get(), Relaxed, Relaxed);
+        begun.is_ok() || begun == Err(term.get())
     }
 }
 
 impl Waiting {
     /// Answers an item that was not proposed.
     fn refuse(self, error: ProposeError) {
-        if let Some(link) = &self.link {
-            link.break_chain();
-        }
-        self.reply.send(Err(error));
+        self.reply.fail(error);
     }
 }
 
@@ -169,6 +181,7 @@ impl Waiting {
 #[derive(Debug)]
 struct Reply {
     sender: oneshot::Sender<Result<Applied, ProposeError>>,
+    link: Option<Link>,
     _in_flight: OwnedSemaphorePermit,
 }
 
@@ -176,6 +189,14 @@ impl Reply {
     fn send(self, result: Result<Applied, ProposeError>) {
         // A proposer that no longer waits does not care.
         self.sender.send(result).ok();
+    }
+
+    /// Tells that it was not stored, or may not be; what follows in its chain must not be, then.
+    fn fail(self, error: ProposeError) {
+        if let Some(link) = &self.link {
+            link.break_chain();
+        }
+        self.send(Err(error));
     }
 }
 
@@ -191,8 +212,8 @@ impl ProposerHandle {
         let link = chain.map(Chain::next_link);
         let queued = self.reserve(&content).and_then(|in_flight| {
             let (sender, answer) = oneshot::channel();
-            let reply = Reply { sender, _in_flight: in_flight };
-            let waiting = Waiting { content, deadline, link, reply };
+            let reply = Reply { sender, link, _in_flight: in_flight };
+            let waiting = Waiting { content, deadline, reply };
             let stopped = || ProposeError::Stopped("the proposer has ended".into());
             self.queue.send(waiting).map(|()| answer).map_err(|_| stopped())
         });
@@ -330,7 +351,7 @@ impl Backlog {
             self.taken.push_back(waiting);
         }
         let waiting = std::mem::take(&mut self.taken);
-        self.taken = admit(waiting, now, refused).into();
+        self.taken = admit(waiting, now, refused, None).into();
     }
 
     /// Takes no more and answers what waits.
@@ -388,14 +409,17 @@ impl Proposer {
 
     /// False once Raft has stopped.
     async fn propose(&mut self, items: Vec<Waiting>, window: OwnedSemaphorePermit) -> bool {
-        if let Err(leader) = self.wait_until_serving().await {
-            for waiting in items {
-                waiting.refuse(ProposeError::NotLeader { leader });
+        let term = match self.wait_until_serving().await {
+            Ok(term) => term,
+            Err(leader) => {
+                for waiting in items {
+                    waiting.refuse(ProposeError::NotLeader { leader });
+                }
+                return true;
             }
-            return true;
-        }
+        };
         let refused = self.parts.refused.borrow().clone();
-        let items = admit(items, Instant::now(), refused.as_deref());
+        let items = admit(items, Instant::now(), refused.as_deref(), Some(term));
         if items.is_empty() {
             return true;
         }
@@ -411,8 +435,8 @@ impl Proposer {
         self.proposed.send(Proposed { outcome, replies, proposed_at }).await.is_ok()
     }
 
-    /// Waits while nobody is known to lead. Errors: who leads instead, if known.
-    async fn wait_until_serving(&mut self) -> Result<(), Option<u64>> {
+    /// Waits while nobody is known to lead; returns the term. Errors: who leads instead, if known.
+    async fn wait_until_serving(&mut self) -> Result<Term, Option<u64>> {
         let me = *self.parts.raft.node_id();
         let decided = |status: &RaftStatus| {
             status.serving || status.leader.is_some_and(|leader| leader != me)
@@ -426,21 +450,24 @@ impl Proposer {
             Ok(Ok(status)) => *status,
             Ok(Err(_)) | Err(_) => return Err(None),
         };
-        if status.serving { Ok(()) } else { Err(status.leader) }
+        if status.serving { Ok(status.term) } else { Err(status.leader) }
     }
 }
 
 /// Answers those whose deadline has passed or whose chain is broken, and runs while they are
-/// refused; returns the others.
+/// refused; returns the others, which are to be proposed in `term` if it is known.
 fn admit(
     items: impl IntoIterator<Item = Waiting>,
     now: Instant,
     refused: Option<&str>,
+    term: Option<Term>,
 ) -> Vec<Waiting> {
     let items = items.into_iter();
     let mut admitted = Vec::with_capacity(items.size_hint().0);
     for waiting in items {
-        if waiting.link.as_ref().is_some_and(Link::follows_a_break) {
+        let link = waiting.reply.link.as_ref();
+        let too_late = |link: &Link| term.is_some_and(|term| !link.holds_in(term));
+        if link.is_some_and(|link| link.follows_a_break() || too_late(link)) {
             waiting.refuse(ProposeError::OutOfOrder);
         } else if waiting.deadline.is_some_and(|deadline| deadline <= now) {
             waiting.refuse(ProposeError::Expired);
@@ -508,10 +535,10 @@ impl Replies {
         match self {
             Self::Runs(replies) => {
                 for (_, reply) in replies {
-                    reply.send(Err(error.clone()));
+                    reply.fail(error.clone());
                 }
             }
-            Self::Command(reply) => reply.send(Err(error.clone())),
+            Self::Command(reply) => reply.fail(error.clone()),
         }
     }
 

@@ -23,8 +23,8 @@ fn run(bodies: &[&[u8]]) -> Run {
 fn waiting(item: Item) -> (Waiting, Answer) {
     let permits = Arc::new(Semaphore::new(1));
     let (sender, answer) = oneshot::channel();
-    let reply = Reply { sender, _in_flight: permits.try_acquire_owned().unwrap() };
-    (Waiting { content: item.into(), deadline: None, link: None, reply }, answer)
+    let reply = Reply { sender, link: None, _in_flight: permits.try_acquire_owned().unwrap() };
+    (Waiting { content: item.into(), deadline: None, reply }, answer)
 }
 
 fn run_item(number: u16, bodies: &[&[u8]]) -> (Waiting, Answer) {
@@ -52,6 +52,11 @@ fn handle(bytes_max: usize) -> (ProposerHandle, mpsc::UnboundedReceiver<Waiting>
 fn ack(record_count: u64) -> Item {
     let records = (0..record_count).map(|n| (QueueOffset::new(n), LeaseId(n))).collect();
     Item::Command(Command::Ack { group: GroupId(1), queue: queue(0), records })
+}
+
+fn linked(chain: &Chain, (mut waiting, answer): (Waiting, Answer)) -> (Waiting, Answer) {
+    waiting.reply.link = Some(chain.next_link());
+    (waiting, answer)
 }
 
 fn window() -> OwnedSemaphorePermit {
@@ -120,7 +125,7 @@ async fn what_waited_too_long_is_not_proposed() {
     let (mut timely, _timely_answer) = run_item(0, &[b"b"]);
     late.deadline = Some(now);
     timely.deadline = Some(now + Duration::from_millis(1));
-    assert_eq!(admit(vec![late, timely], now, None).len(), 1);
+    assert_eq!(admit(vec![late, timely], now, None, None).len(), 1);
     assert!(matches!(late_answer.try_recv().unwrap(), Err(ProposeError::Expired)));
 }
 
@@ -128,7 +133,7 @@ async fn what_waited_too_long_is_not_proposed() {
 async fn full_disk_refuses_runs_and_lets_commands_pass() {
     let (run, mut run_answer) = run_item(0, &[b"a"]);
     let (command, _command_answer) = command_item();
-    let admitted = admit(vec![run, command], Instant::now(), Some("91 %"));
+    let admitted = admit(vec![run, command], Instant::now(), Some("91 %"), None);
     assert!(matches!(admitted[..], [Waiting { content: Content::Command(_), .. }]));
     assert!(matches!(run_answer.try_recv().unwrap(), Err(ProposeError::DiskFull(_))));
 }
@@ -137,14 +142,13 @@ async fn full_disk_refuses_runs_and_lets_commands_pass() {
 async fn a_broken_chain_stops_what_follows_and_nothing_before() {
     let chain = Chain::default();
     let now = Instant::now();
-    let link =
-        |item: (Waiting, Answer)| (Waiting { link: Some(chain.next_link()), ..item.0 }, item.1);
+    let link = |item| linked(&chain, item);
     let (before, _before_answer) = link(run_item(0, &[b"1"]));
     let (mut late, mut late_answer) = link(run_item(0, &[b"2"]));
     let (after, mut after_answer) = link(run_item(0, &[b"3"]));
     let (other, _other_answer) = run_item(0, &[b"other"]);
     late.deadline = Some(now);
-    assert_eq!(admit(vec![before, late, after, other], now, None).len(), 2);
+    assert_eq!(admit(vec![before, late, after, other], now, None, None).len(), 2);
     assert!(matches!(late_answer.try_recv().unwrap(), Err(ProposeError::Expired)));
     assert!(matches!(after_answer.try_recv().unwrap(), Err(ProposeError::OutOfOrder)));
 }
@@ -212,4 +216,31 @@ async fn what_expires_before_there_is_room_is_answered_and_the_rest_keeps_its_or
         .collect();
     assert_eq!(bodies, [b"1", b"4"]);
     assert!(first.now_or_never().is_none() && last.now_or_never().is_none());
+}
+
+#[tokio::test]
+async fn a_run_of_unknown_outcome_stops_what_follows_it_in_its_chain() {
+    let now = Instant::now();
+    for error in [ProposeError::UnknownOutcome, ProposeError::NotLeader { leader: None }] {
+        let chain = Chain::default();
+        let (first, _first_answer) = linked(&chain, run_item(0, &[b"1"]));
+        let (second, mut second_answer) = linked(&chain, run_item(0, &[b"2"]));
+        let first = admit(vec![first], now, None, Some(Term::new(1)));
+        let (_, replies) = build(merge(first), 0, window());
+        replies.into_iter().for_each(|reply| reply.fail(&error));
+        assert!(admit(vec![second], now, None, Some(Term::new(1))).is_empty());
+        assert!(matches!(second_answer.try_recv().unwrap(), Err(ProposeError::OutOfOrder)));
+    }
+}
+
+#[tokio::test]
+async fn a_chain_does_not_go_on_in_another_term() {
+    let now = Instant::now();
+    let chain = Chain::default();
+    let (first, _first_answer) = linked(&chain, run_item(0, &[b"1"]));
+    let (second, _second_answer) = linked(&chain, run_item(0, &[b"2"]));
+    let (third, mut third_answer) = linked(&chain, run_item(0, &[b"3"]));
+    assert_eq!(admit(vec![first, second], now, None, Some(Term::new(3))).len(), 2);
+    assert!(admit(vec![third], now, None, Some(Term::new(5))).is_empty());
+    assert!(matches!(third_answer.try_recv().unwrap(), Err(ProposeError::OutOfOrder)));
 }
