@@ -177,6 +177,7 @@ async fn runs_behind_a_failed_one_are_refused_until_resumed() {
         resumed,
         request(5, "t", good()),
         request(6, "nowhere", good()),
+        request(7, "nowhere", good()),
     ];
     let answers = running.produce(requests).await;
     let codes: Vec<_> = answers.iter().map(|answer| code(answer.status.as_ref())).collect();
@@ -187,6 +188,7 @@ async fn runs_behind_a_failed_one_are_refused_until_resumed() {
         Code::Ok,
         Code::Ok,
         Code::TopicNotFound,
+        Code::OutOfOrder,
     ];
     assert_eq!(codes, expected);
     assert_eq!(answers[4].base_offset, 2);

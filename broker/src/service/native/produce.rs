@@ -131,9 +131,14 @@ impl Accepting {
             ms => Duration::from_millis(u64::from(ms)),
         };
         let deadline = Instant::now() + timeout;
-        let topic = find_topic(&self.context, &request.topic)?;
+        let named = (request.topic.as_str(), request.queue_id);
+        if self.chains.follows_unplaced(named.0, named.1, request.resume) {
+            return Err(ProposeError::OutOfOrder.into());
+        }
         let parsed = Run::parse(request.run).map_err(Fault::invalid);
-        let queue = self.choose_queue(&topic, request.queue_id, parsed.as_ref().ok())?;
+        let placed = self.place(named, parsed.as_ref().ok());
+        let (topic, queue) =
+            placed.inspect_err(|_| self.chains.refuse_unplaced(named.0, named.1))?;
         let chain = self.chains.chain(queue, request.resume);
         let run = parsed.and_then(|run| check_types(&topic, &run).map(|()| run));
         let run = run.inspect_err(|_| chain.break_here())?;
@@ -141,6 +146,16 @@ impl Accepting {
         let item = Item::Run { queue, run };
         let outcome = self.context.replica.propose_in_order(item, Some(deadline), chain);
         Ok((accepted, Box::pin(outcome)))
+    }
+
+    fn place(
+        &mut self,
+        (topic, queue_id): (&str, i32),
+        run: Option<&Run>,
+    ) -> Result<(Arc<Topic>, QueueKey), Fault> {
+        let topic = find_topic(&self.context, topic)?;
+        let queue = self.choose_queue(&topic, queue_id, run)?;
+        Ok((topic, queue))
     }
 
     /// The queue asked for; for -1 the one of the message group, or the next in turn.
