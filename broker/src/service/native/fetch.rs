@@ -94,7 +94,7 @@ impl Fetches {
         match request {
             Request::Open(open) => {
                 let fetch_id = open.fetch_id;
-                self.start(open).err().map(|fault| refusal(fetch_id, fault))
+                self.start(open).err().map(|fault| refusal(fetch_id, fault, None))
             }
             Request::Credit(credit) => {
                 let open = self.open.get(&credit.fetch_id)?;
@@ -144,8 +144,15 @@ impl Fetches {
     }
 }
 
-fn refusal(fetch_id: u32, fault: Fault) -> FetchResponse {
-    FetchResponse { fetch_id, status: fault.status(), ..Default::default() }
+/// Says where the queue begins and ends, where that is known: a reader resumes within it.
+fn refusal(
+    fetch_id: u32,
+    fault: Fault,
+    range: Option<(QueueOffset, QueueOffset)>,
+) -> FetchResponse {
+    let (min_offset, max_offset) = range.map_or((0, 0), |(min, end)| (min.get(), end.get()));
+    let status = fault.status();
+    FetchResponse { fetch_id, status, min_offset, max_offset, ..Default::default() }
 }
 
 /// The offset of a position, the nearest that exists; `None` if there is no such queue.
@@ -200,7 +207,8 @@ impl Fetch {
             let response = match self.read() {
                 Ok(response) => response,
                 Err(fault) => {
-                    self.responses.send(Ok(refusal(self.fetch_id, fault))).await.ok();
+                    let range = self.context.replica.queue_range(self.queue);
+                    self.responses.send(Ok(refusal(self.fetch_id, fault, range))).await.ok();
                     return;
                 }
             };
@@ -253,5 +261,21 @@ impl Fetch {
             store_time_ms: i64::try_from(line.newest_ms).unwrap_or(i64::MAX),
             run,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use drumlin_proto::native::status::Code;
+
+    use super::*;
+
+    #[test]
+    fn refusal_tells_the_range_of_the_queue() {
+        let trimmed = Fault::new(Code::OffsetOutOfRange, "trimmed");
+        let range = (QueueOffset::new(7), QueueOffset::new(9));
+        let refused = refusal(3, trimmed, Some(range));
+        assert_eq!((refused.fetch_id, refused.min_offset, refused.max_offset), (3, 7, 9));
+        assert_eq!(refused.status.unwrap().code(), Code::OffsetOutOfRange);
     }
 }
