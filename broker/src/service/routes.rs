@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 
-use drumlin_proto::ids::{BrokerGroupName, TopicName};
+use drumlin_proto::ids::{BrokerGroupName, DERIVED_TOPIC_CHARS_MAX, TopicName};
 use drumlin_proto::native::routes_server::{Routes, RoutesServer};
 use drumlin_proto::native::{
     Address, QueueRoute, TopicRoute, TopicType as WireType, WatchRoutesRequest, WatchRoutesResponse,
@@ -20,6 +20,7 @@ use super::native::{Fault, REQUEST_BYTES_MAX, ok};
 use crate::broker::Context;
 use crate::catalog::Topic;
 use crate::command::TopicType;
+use crate::replica::RaftStatus;
 
 /// Topics that one stream may watch.
 const WATCHED_MAX: usize = 10_000;
@@ -48,15 +49,24 @@ impl RoutesService {
         RoutesServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX)
     }
 
-    fn route(&self, name: &str) -> TopicRoute {
-        let absent = || TopicRoute { topic: name.to_owned(), ..Default::default() };
-        let Ok(topic_name) = TopicName::parse(name) else { return absent() };
-        let topic = self.context.replica.view().state.catalog().topic_by_name(&topic_name).cloned();
-        topic.map_or_else(absent, |topic| self.route_of(&topic))
+    /// The routes of all these topics as of one moment.
+    fn routes<'a>(&self, names: impl Iterator<Item = &'a String>) -> Vec<TopicRoute> {
+        let view = self.context.replica.view();
+        let catalog = view.state.catalog();
+        let found = names.map(|name| {
+            let topic = TopicName::parse(name).ok().and_then(|name| catalog.topic_by_name(&name));
+            (name, topic.cloned())
+        });
+        let found: Vec<_> = found.collect();
+        drop(view);
+        let status = *self.context.replica.raft_status().borrow();
+        let route = |(name, topic): (&String, Option<Arc<Topic>>)| {
+            topic.map_or_else(|| absent(name.clone()), |topic| self.route_of(&topic, status))
+        };
+        found.into_iter().map(route).collect()
     }
 
-    fn route_of(&self, topic: &Topic) -> TopicRoute {
-        let status = *self.context.replica.raft_status().borrow();
+    fn route_of(&self, topic: &Topic, status: RaftStatus) -> TopicRoute {
         let own = &self.context.config.broker_group;
         let queue_route = |(group, queue_count): &(BrokerGroupName, u16)| {
             let leads = group == own && status.serving;
@@ -75,6 +85,10 @@ impl RoutesService {
             queues: topic.shares.iter().map(queue_route).collect(),
         }
     }
+}
+
+fn absent(topic: String) -> TopicRoute {
+    TopicRoute { topic, ..TopicRoute::default() }
 }
 
 /// A topic's type on the wire.
@@ -122,6 +136,7 @@ async fn watch(
             changed = catalog.changed() => if changed.is_ok() { None } else { return },
             changed = status.changed() => if changed.is_ok() { None } else { return },
         };
+        let mut routes = Vec::new();
         if let Some(topics) = asked {
             if topics.len() > WATCHED_MAX {
                 let fault = Fault::invalid(format!("{WATCHED_MAX} topics can be watched at most"));
@@ -130,14 +145,16 @@ async fn watch(
                 responses.send(Ok(refused)).await.ok();
                 return;
             }
-            watched = topics.into_iter().collect();
             told.clear();
+            // No topic will ever have a longer name: told once, there is nothing to watch.
+            let fits = |name: &String| name.len() <= DERIVED_TOPIC_CHARS_MAX;
+            let (names, too_long): (Vec<_>, Vec<_>) = topics.into_iter().partition(fits);
+            watched = names.into_iter().collect();
+            routes.extend(too_long.into_iter().map(absent));
         }
-        let mut routes = Vec::new();
-        for topic in &watched {
-            let route = service.route(topic);
-            if told.get(topic) != Some(&route) {
-                told.insert(topic.clone(), route.clone());
+        for route in service.routes(watched.iter()) {
+            if told.get(&route.topic) != Some(&route) {
+                told.insert(route.topic.clone(), route.clone());
                 routes.push(route);
             }
         }
