@@ -26,6 +26,7 @@ use crate::replica::checkpoint::{CheckpointError, Checkpointer};
 use crate::replica::start::{self, Running};
 use crate::replica::state::Limits;
 use crate::service::admin::AdminService;
+use crate::service::creations::Creations;
 use crate::service::http::Http;
 use crate::service::native::NativeService;
 use crate::service::rocketmq::Edge;
@@ -51,6 +52,8 @@ pub struct Context {
     pub identity: Identity,
     pub replica: Replica,
     pub metrics: Arc<Metrics>,
+    /// What clients create on first use, over all edges.
+    pub creations: Creations,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -111,7 +114,13 @@ impl Broker {
             usize::try_from(config.metrics_series_max).unwrap_or(usize::MAX),
         ));
         let (replica, running) = start_replica(&config, &data_dir, &metrics).await?;
-        let context = Arc::new(Context { config, identity, replica: replica.clone(), metrics });
+        let context = Arc::new(Context {
+            config,
+            identity,
+            replica: replica.clone(),
+            metrics,
+            creations: Creations::default(),
+        });
         if let Err(reason) = running.until_serving().await {
             running.shutdown().await;
             return Err(StartError::NotServing { reason });

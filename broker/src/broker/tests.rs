@@ -232,18 +232,42 @@ async fn topics_and_offsets_are_administered() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn creation_on_first_use_is_bounded_and_makes_no_derived_topics() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = start(config(dir.path())).await;
+    let mut admin = running.admin();
+    let auto = |name: String| CreateTopicRequest { name, auto: true, ..Default::default() };
+    let derived = admin.create_topic(auto("%DLQ%g".into())).await.unwrap().into_inner();
+    assert_eq!(code(derived.status.as_ref()), Code::InvalidArgument);
+    // A second that began in the future goes on for as long as the test.
+    let second = tokio::time::Instant::now() + Duration::from_secs(60);
+    while running.broker.context().creations.topics.lock().take(second) {}
+    let mut codes = Vec::new();
+    for _ in 0..2 {
+        let answer = admin.create_topic(auto("t".into())).await.unwrap().into_inner();
+        codes.push(code(answer.status.as_ref()));
+        running.create("t", 1).await;
+    }
+    assert_eq!(codes, [Code::Busy, Code::Ok], "what exists needs no creation");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn watched_routes_are_told_at_once_and_when_they_change() {
     let dir = tempfile::tempdir().unwrap();
     let running = start(config(dir.path())).await;
     let mut client = RoutesClient::new(running.channel.clone());
     let (sender, receiver) = mpsc::channel(1);
-    sender.send(WatchRoutesRequest { topics: vec!["t".into()] }).await.unwrap();
+    let topics = vec!["x".repeat(256), "t".into()];
+    sender.send(WatchRoutesRequest { topics }).await.unwrap();
     let watching = client.watch_routes(ReceiverStream::new(receiver)).await.unwrap();
     let mut responses = watching.into_inner();
     let absent = responses.message().await.unwrap().unwrap().routes;
-    assert!(!absent[0].exists);
+    assert_eq!(absent.iter().map(|route| route.exists).collect::<Vec<_>>(), [false, false]);
     running.create("t", 4).await;
-    let route = responses.message().await.unwrap().unwrap().routes.remove(0);
+    let mut told = responses.message().await.unwrap().unwrap().routes;
+    assert_eq!(told.len(), 1, "a name that no topic can have is not watched");
+    let route = told.remove(0);
     let port = u32::from(running.broker.addresses()[0].port());
     assert_eq!(route.queues[0].queue_count, 4);
     assert_eq!(route.queues[0].leader.as_ref().unwrap().port, port);

@@ -10,6 +10,7 @@ use drumlin_proto::native::{self as api, TopicType as WireType};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
+use super::creations::PER_SECOND_MAX;
 use super::native::fetch::resolve;
 use super::native::{Fault, REQUEST_BYTES_MAX, find_queue, find_topic, ok};
 use super::routes::wire_type;
@@ -107,6 +108,20 @@ impl AdminService {
             return Err(Fault::new(Code::PreconditionFailed, text));
         }
         let name = TopicName::parse(&request.name).map_err(Fault::invalid)?;
+        if name.is_derived() {
+            let text = format!("topics like {name} belong to their consumer groups");
+            return Err(Fault::invalid(text));
+        }
+        if request.auto {
+            if let Ok(topic) = find_topic(&self.context, name.as_str()) {
+                let topic = Some(wire_topic(&topic));
+                return Ok(api::CreateTopicResponse { status: ok(), topic });
+            }
+            if !self.context.creations.topics.lock().take(Instant::now()) {
+                let text = format!("{PER_SECOND_MAX} topics were created within a second");
+                return Err(Fault::new(Code::Busy, text));
+            }
+        }
         let kind = match request.r#type() {
             WireType::Unspecified if request.auto => TopicType::Mixed,
             WireType::Unspecified | WireType::Normal => TopicType::Normal,
@@ -243,6 +258,10 @@ impl AdminService {
             return Ok(id);
         }
         let started = Instant::now();
+        if !self.context.creations.groups.lock().take(started) {
+            let text = format!("{PER_SECOND_MAX} consumer groups were created within a second");
+            return Err(Fault::new(Code::Busy, text));
+        }
         let create = Command::CreateGroup { name: name.clone(), start: GroupStart::Earliest };
         let created = match self.try_change(create).await {
             Ok(Outcome::GroupCreated { group })

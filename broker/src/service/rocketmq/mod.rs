@@ -11,7 +11,6 @@ use std::time::Duration;
 use drumlin_proto::native;
 use drumlin_proto::rocketmq::admin_server::AdminServer;
 use drumlin_proto::rocketmq::messaging_service_server::MessagingServiceServer;
-use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -47,7 +46,6 @@ mod validate;
 use caller::Caller;
 use drumlin_proto::rocketmq::Code;
 use plan::Plans;
-use route::CreationRate;
 use status::{Answer, Fault};
 use unsent::Unsent;
 
@@ -69,8 +67,6 @@ pub struct Edge {
     polls: Semaphore,
     /// Queue that the next message without a message group goes to, over all topics.
     next_queue: AtomicU32,
-    topic_creations: Mutex<CreationRate>,
-    group_creations: Mutex<CreationRate>,
     unsent: Unsent,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -85,8 +81,6 @@ impl Edge {
             plans: Plans::default(),
             polls: Semaphore::new(POLLS_MAX),
             next_queue: AtomicU32::new(0),
-            topic_creations: Mutex::default(),
-            group_creations: Mutex::default(),
             unsent: Unsent::default(),
             tasks: TaskTracker::new(),
             stop,

@@ -16,7 +16,6 @@ use tonic::Request;
 use super::caller::Caller;
 use super::delivery::{Delivery, Leased, PollEnd, ReceiveStream};
 use super::plan::{Proposed, Want, next_due_in_ms};
-use super::route::CREATIONS_PER_SECOND_MAX;
 use super::settings::{POLL_MAX, RECEIVE_BATCH_MAX};
 use super::status::{Fault, ok};
 use super::{Edge, REPLY_MARGIN, validate};
@@ -26,6 +25,7 @@ use crate::log::ReadError;
 use crate::metrics::labels::Processor;
 use crate::replica::{Applied, Item, ProposeError};
 use crate::service::clients::{Sighting, client_key};
+use crate::service::creations::PER_SECOND_MAX;
 
 /// Lease that the broker chooses and renews.
 const RENEWED_LEASE_MS: u64 = 60_000;
@@ -157,9 +157,8 @@ impl Edge {
             return Ok(id);
         }
         let started = Instant::now();
-        if !self.group_creations.lock().take(started) {
-            let text =
-                format!("{CREATIONS_PER_SECOND_MAX} consumer groups were created within a second");
+        if !self.context.creations.groups.lock().take(started) {
+            let text = format!("{PER_SECOND_MAX} consumer groups were created within a second");
             return Err(Fault::new(Code::TooManyRequests, text));
         }
         let command = Command::CreateGroup { name: name.clone(), start: GroupStart::Earliest };

@@ -1,7 +1,6 @@
 //! QueryRoute and QueryAssignment: where the queues of a topic are. A query may create the topic.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use drumlin_proto::ids::TopicName;
 use drumlin_proto::native::{QueueRoute, TopicRoute, TopicType as WireType};
@@ -17,30 +16,10 @@ use super::{Edge, Service, validate};
 use crate::catalog::Topic;
 use crate::command::{Command, Refusal, TopicType};
 use crate::replica::{Item, ProposeError};
+use crate::service::creations::PER_SECOND_MAX;
 
 /// Queues of a topic that is created on first use.
 const AUTO_QUEUES: u16 = 8;
-/// Of topics, and of consumer groups, that are created on first use.
-pub(super) const CREATIONS_PER_SECOND_MAX: u32 = 50;
-
-/// Bounds how many things of a kind calls create by naming them.
-#[derive(Debug, Default)]
-pub(super) struct CreationRate {
-    second: Option<(Instant, u32)>,
-}
-
-impl CreationRate {
-    /// Whether one more may be created now.
-    pub(super) fn take(&mut self, now: Instant) -> bool {
-        let (began, count) = match self.second {
-            Some((began, count)) if now < began + Duration::from_secs(1) => (began, count),
-            Some(_) | None => (now, 0),
-        };
-        let allowed = count < CREATIONS_PER_SECOND_MAX;
-        self.second = Some((began, count + u32::from(allowed)));
-        allowed
-    }
-}
 
 fn wire_type(kind: TopicType) -> WireType {
     match kind {
@@ -72,8 +51,8 @@ impl Edge {
         if !config.auto_create_topics || name.is_derived() || !owns_catalog {
             return Err(missing);
         }
-        if !self.topic_creations.lock().take(Instant::now()) {
-            let text = format!("{CREATIONS_PER_SECOND_MAX} topics were created within a second");
+        if !self.context.creations.topics.lock().take(Instant::now()) {
+            let text = format!("{PER_SECOND_MAX} topics were created within a second");
             return Err(Fault::new(Code::TooManyRequests, text));
         }
         let started = Instant::now();
@@ -153,19 +132,4 @@ pub(super) async fn query_assignment(
         return Err(Fault::new(Code::Forbidden, format!("no readable queue of {name}")));
     }
     Ok(QueryAssignmentResponse { status: Some(ok()), assignments })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn creations_are_bounded_per_second() {
-        let mut rate = CreationRate::default();
-        let start = Instant::now();
-        let allowed = (0..80).filter(|_| rate.take(start)).count();
-        assert_eq!(allowed, 50);
-        assert!(!rate.take(start + Duration::from_millis(999)));
-        assert!(rate.take(start + Duration::from_secs(1)));
-    }
 }

@@ -15,6 +15,7 @@ use crate::broker::{open_data_dir, start_replica};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::replica::start::Running;
+use crate::service::creations::Creations;
 
 mod hostile;
 mod receiving;
@@ -55,7 +56,13 @@ impl Fixture {
         let data_dir = open_data_dir(&config).unwrap();
         let (replica, running) = start_replica(&config, &data_dir, &metrics).await.unwrap();
         let identity = data_dir.identity().clone();
-        let context = Arc::new(Context { config, identity, replica, metrics });
+        let context = Arc::new(Context {
+            config,
+            identity,
+            replica,
+            metrics,
+            creations: Creations::default(),
+        });
         let stop = CancellationToken::new();
         let edge = Edge::start(context, stop.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -9,6 +9,7 @@ use super::*;
 use crate::command::{ClientKey, Command, Granted, Lease, LeaseId, Outcome};
 use crate::group::leases::Flight;
 use crate::replica::{Applied, Item};
+use crate::service::creations::CreationRate;
 
 fn handle(message: &Message) -> &str {
     system(message).receipt_handle()
@@ -641,11 +642,12 @@ async fn polls_create_a_bounded_number_of_groups_a_second() {
     let fixture = Fixture::start().await;
     fixture.topic(TOPIC).await;
     let now = Instant::now();
-    while fixture.edge.group_creations.lock().take(now + Duration::from_secs(3600)) {}
+    let rate = &fixture.edge.context.creations.groups;
+    while rate.lock().take(now + Duration::from_secs(3600)) {}
     let refused = fixture.receive(poll(SHORT, LEASE)).await;
     assert_eq!(refused.code(), Code::TooManyRequests);
     assert!(fixture.edge.replica().view().state.catalog().groups().next().is_none());
-    *fixture.edge.group_creations.lock() = CreationRate::default();
+    *rate.lock() = CreationRate::default();
     assert_eq!(fixture.receive(poll(SHORT, LEASE)).await.code(), Code::MessageNotFound);
     fixture.stop().await;
 }
