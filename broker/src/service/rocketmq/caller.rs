@@ -6,9 +6,12 @@ use drumlin_proto::rocketmq::{Code, Status};
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
+use super::REPLY_MARGIN;
 use super::status::Fault;
 
 const CLIENT_ID_BYTES_MAX: usize = 1024;
+/// For calls that name no timeout: what clients use by default.
+pub(super) const UNTIMED: Duration = Duration::from_secs(3);
 
 /// The client behind one call, also when another node forwarded it.
 #[derive(Clone, Debug)]
@@ -69,6 +72,14 @@ impl Caller {
             _ => return,
         };
         status.code = replaced.into();
+    }
+
+    /// When a call must be answered for the client to hear of it.
+    pub(super) fn answer_by(&self, now: Instant) -> Instant {
+        match self.remaining(now) {
+            Some(left) => now + left.saturating_sub(REPLY_MARGIN.min(left / 4)),
+            None => now + UNTIMED,
+        }
     }
 
     /// Time left before the deadline; `None` without one.
@@ -148,6 +159,20 @@ mod tests {
         let caller = Caller::from_metadata(&metadata(&pairs), now).unwrap();
         assert_eq!(caller.remaining(now), Some(Duration::from_secs(3)));
         assert_eq!(caller.remaining(now + Duration::from_secs(4)), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn an_answer_leaves_time_for_its_way() {
+        let now = Instant::now();
+        let answer_in_ms = |timeout: Option<&str>| {
+            let pairs = [("x-mq-client-id", "c"), ("grpc-timeout", timeout.unwrap_or(""))];
+            let caller = Caller::from_metadata(&metadata(&pairs), now).unwrap();
+            caller.answer_by(now).duration_since(now).as_millis()
+        };
+        assert_eq!(answer_in_ms(Some("3S")), 2500);
+        assert_eq!(answer_in_ms(Some("400m")), 300);
+        assert_eq!(answer_in_ms(Some("0m")), 0);
+        assert_eq!(answer_in_ms(None), 3000);
     }
 
     #[test]

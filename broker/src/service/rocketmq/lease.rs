@@ -120,17 +120,21 @@ async fn finish(
     }
     let proposed = by_queue.into_iter().map(|((group, queue), acks)| {
         let command = Command::Ack { group, queue, records: acks.records };
-        let outcome = edge.replica().propose(Item::Command(command), caller.deadline);
+        let outcome = edge.decided(Item::Command(command), caller);
         async move { (acks.entries, outcome.await) }
     });
     let proposed: Vec<_> = proposed.collect();
     for (entries, outcome) in join_all(proposed).await {
+        let outcome = outcome.and_then(|decided| {
+            decided.map_err(|error| {
+                edge.context.metrics.propose_refused(&error);
+                Fault::from(error)
+            })
+        });
         let results = match outcome {
             Ok(Applied::Command(Outcome::Acked(results))) => results,
             Ok(Applied::Run { .. } | Applied::Command(_)) => Vec::new(),
-            Err(error) => {
-                edge.context.metrics.propose_refused(&error);
-                let fault = Fault::from(error);
+            Err(fault) => {
                 entries.iter().for_each(|(entry, _)| put(&mut statuses, *entry, fault.status()));
                 continue;
             }
@@ -177,7 +181,7 @@ pub(super) async fn change(
         lease: handle.lease,
         invisible_ms,
     };
-    let outcome = edge.replica().propose(Item::Command(command), caller.deadline).await;
+    let outcome = edge.decided(Item::Command(command), &caller).await?;
     match outcome.inspect_err(|error| edge.context.metrics.propose_refused(error))? {
         Applied::Command(Outcome::LeaseChanged { lease }) => {
             let changed = Handle { lease, ..handle };

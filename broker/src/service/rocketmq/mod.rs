@@ -19,7 +19,7 @@ use tonic::Request;
 
 use crate::broker::Context;
 use crate::metrics::labels::Processor;
-use crate::replica::Replica;
+use crate::replica::{Applied, Item, ProposeError, Replica};
 use crate::service::clients::Clients;
 
 mod admin;
@@ -133,6 +133,18 @@ impl Edge {
             Ok(Err(_)) => Err(Fault::new(Code::HaNotAvailable, "the broker is stopping")),
             Err(_) => Err(Fault::new(Code::HaNotAvailable, "the broker group has no leader here")),
         }
+    }
+
+    /// Proposes at once, in the order of the calls, and waits for the outcome until the caller must
+    /// be answered.
+    fn decided(
+        &self,
+        item: Item,
+        caller: &Caller,
+    ) -> impl Future<Output = Result<Result<Applied, ProposeError>, Fault>> + Send + use<> {
+        let until = caller.answer_by(Instant::now());
+        let outcome = self.replica().propose(item, Some(until));
+        async move { timeout_at(until, outcome).await.map_err(|_| Fault::late()) }
     }
 
     /// Runs one unary call: metadata first, then the work; every fault becomes a status.

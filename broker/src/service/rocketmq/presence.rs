@@ -96,11 +96,12 @@ pub(super) async fn terminate(
         ids.map(|group| group.id).collect()
     };
     let client = client_key(&caller.client_id);
+    // The client leaves all the same where that fails; its leases end by themselves.
     for group in ids {
         let command = Command::ReleaseClient { group, client, invisible_ms: GIVEN_BACK_MS };
-        match edge.replica().propose(Item::Command(command), caller.deadline).await {
+        let Ok(outcome) = edge.decided(Item::Command(command), &caller).await else { break };
+        match outcome {
             Ok(_) | Err(ProposeError::Refused(_)) => {}
-            // The client leaves all the same; its leases end by themselves.
             Err(error) => tracing::debug!(%error, client = caller.client_id, "leases not cut"),
         }
     }

@@ -10,10 +10,10 @@ use std::time::Duration;
 use drumlin_proto::ids::{GroupName, QueueKey};
 use drumlin_proto::rocketmq::{ClientType, Code, ReceiveMessageRequest, Resource, Status};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::Request;
 
-use super::caller::Caller;
+use super::caller::{Caller, UNTIMED};
 use super::delivery::{Delivery, Leased, PollEnd, ReceiveStream};
 use super::plan::{Proposed, Want, next_due_in_ms};
 use super::settings::{POLL_MAX, RECEIVE_BATCH_MAX};
@@ -44,8 +44,9 @@ struct PollRequest {
     queues: Vec<QueueKey>,
     want: Want,
     records_max: usize,
-    deadline: Option<Instant>,
     ends: Instant,
+    /// When it is answered though leases are not decided yet.
+    late: Instant,
 }
 
 /// How long a poll may wait, from what the client asks for and what is left of its deadline.
@@ -130,7 +131,7 @@ impl Edge {
             let text = format!("no readable queue of {topic_name} here");
             return Err(Fault::new(Code::Forbidden, text));
         }
-        let group_id = self.group_or_create(&group, caller.deadline).await?;
+        let group_id = self.group_or_create(&group, caller).await?;
         let want = Want {
             group: group_id,
             client: client_key(&caller.client_id),
@@ -138,17 +139,13 @@ impl Edge {
             invisible_ms,
             filter,
         };
-        let deadline = caller.deadline;
         let ends = now + wait;
-        Ok(PollRequest { topic, topic_named, group, queues, want, records_max, deadline, ends })
+        let late = ends + caller.deadline.map_or(UNTIMED, |_| REPLY_MARGIN / 2);
+        Ok(PollRequest { topic, topic_named, group, queues, want, records_max, ends, late })
     }
 
     /// The consumer group, created on its first use.
-    async fn group_or_create(
-        &self,
-        name: &GroupName,
-        deadline: Option<Instant>,
-    ) -> Result<GroupId, Fault> {
+    async fn group_or_create(&self, name: &GroupName, caller: &Caller) -> Result<GroupId, Fault> {
         let known = {
             let view = self.replica().view();
             view.state.catalog().group_by_name(name).map(|group| group.id)
@@ -162,8 +159,7 @@ impl Edge {
             return Err(Fault::new(Code::TooManyRequests, text));
         }
         let command = Command::CreateGroup { name: name.clone(), start: GroupStart::Earliest };
-        let outcome = self.replica().propose(Item::Command(command), deadline).await;
-        match outcome {
+        match self.decided(Item::Command(command), caller).await? {
             Ok(Applied::Command(Outcome::GroupCreated { group })) => {
                 self.context.metrics.group_created(true, started.elapsed());
                 tracing::info!(group = %name, "consumer group created on first use");
@@ -183,7 +179,7 @@ impl Edge {
 
     /// Waits until there is something to give, the poll ends or the client is gone.
     async fn poll(
-        &self,
+        self: &Arc<Self>,
         poll: &PollRequest,
         gone: &mut oneshot::Sender<PollEnd>,
     ) -> Result<Vec<Leased>, Fault> {
@@ -246,7 +242,7 @@ impl Edge {
     }
 
     /// One round over the topic's queues.
-    async fn take(&self, poll: &PollRequest) -> Result<Taken, Fault> {
+    async fn take(self: &Arc<Self>, poll: &PollRequest) -> Result<Taken, Fault> {
         let first = usize::try_from(self.next_queue.fetch_add(1, Ordering::Relaxed)).unwrap_or(0);
         let mut room = poll.records_max;
         let mut round = Round::default();
@@ -255,7 +251,7 @@ impl Edge {
             let Some(queue) = poll.queues.get((first.wrapping_add(n)) % poll.queues.len()) else {
                 continue;
             };
-            match self.plans.propose(self.replica(), *queue, &poll.want, room, poll.deadline) {
+            match self.plans.propose(self.replica(), *queue, &poll.want, room, Some(poll.late)) {
                 Ok(None) => {}
                 Ok(Some(plan)) => {
                     room -= plan.record_count;
@@ -269,14 +265,38 @@ impl Edge {
                 break;
             }
         }
-        for plan in proposed {
-            let queue = plan.queue;
-            if let Err(error) = round.settle(queue, plan.outcome().await) {
-                self.context.metrics.propose_refused(&error);
-                round.failed(error.into());
+        let edge = self.clone();
+        let settled = async move {
+            for plan in proposed {
+                let queue = plan.queue;
+                if let Err(error) = round.settle(queue, plan.outcome().await) {
+                    edge.context.metrics.propose_refused(&error);
+                    round.failed(error.into());
+                }
             }
+            round
+        };
+        self.settled_by(poll, settled).await?.taken()
+    }
+
+    /// The round, if it is settled in time. If not, it goes on, and what it leases is given back.
+    async fn settled_by(
+        self: &Arc<Self>,
+        poll: &PollRequest,
+        settled: impl Future<Output = Round> + Send + 'static,
+    ) -> Result<Round, Fault> {
+        let mut settled = Box::pin(settled);
+        if let Ok(round) = timeout_at(poll.late, &mut settled).await {
+            return Ok(round);
         }
-        round.taken()
+        let (edge, group) = (self.clone(), poll.want.group);
+        self.tasks.spawn(async move {
+            let left_out = edge.unsent.add(group, settled.await.records.into_iter());
+            if left_out > 0 {
+                tracing::warn!(left_out, "late leases end by themselves");
+            }
+        });
+        Err(Fault::late())
     }
 
     /// What a filter left out counts as consumed when the poll ends.

@@ -40,7 +40,7 @@ impl Edge {
     async fn topic_or_create(
         &self,
         name: &TopicName,
-        deadline: Option<Instant>,
+        caller: &Caller,
     ) -> Result<Arc<Topic>, Fault> {
         let config = &self.context.config;
         let missing = match self.topic(name) {
@@ -61,7 +61,7 @@ impl Edge {
             kind: TopicType::Mixed,
             shares: vec![(config.broker_group.clone(), AUTO_QUEUES)],
         };
-        match self.replica().propose(Item::Command(command), deadline).await {
+        match self.decided(Item::Command(command), caller).await? {
             Ok(_) => {
                 self.context.metrics.topic_created(true, started.elapsed());
                 tracing::info!(topic = %name, queues = AUTO_QUEUES, "topic created on first use");
@@ -106,7 +106,7 @@ pub(super) async fn query_route(
     let name = validate::topic_name(request.topic.as_ref(), &caller.namespace)?;
     validate::access_point(request.endpoints.as_ref())?;
     service.edge.serving(&caller).await?;
-    let topic = service.edge.topic_or_create(&name, caller.deadline).await?;
+    let topic = service.edge.topic_or_create(&name, &caller).await?;
     let named = request.topic.unwrap_or_default();
     let message_queues = route::message_queues(&named, &service.route_of(&topic));
     if message_queues.is_empty() {

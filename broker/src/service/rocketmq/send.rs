@@ -79,7 +79,7 @@ async fn store(
     let queue = edge.queue_for(&topic, &batch)?;
     let run = run_of(messages, now_ms)?;
     edge.note_producer(caller);
-    let outcome = edge.replica().propose(Item::Run { queue, run }, caller.deadline).await;
+    let outcome = edge.decided(Item::Run { queue, run }, caller).await?;
     match outcome.inspect_err(|error| edge.context.metrics.propose_refused(error)) {
         Ok(Applied::Run { base_offset, .. }) => {
             let in_groups = batch.message_group.is_some() || batch.differing.is_some();

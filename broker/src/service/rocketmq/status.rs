@@ -35,6 +35,12 @@ impl Fault {
         )
     }
 
+    /// The outcome did not come in time; it may come all the same.
+    pub(super) fn late() -> Self {
+        let text = "not stored in time, the disk may be slow; it may be stored all the same";
+        Self::new(Code::MasterPersistenceTimeout, text)
+    }
+
     pub(super) fn status(&self) -> Status {
         Status { code: self.code.into(), message: self.text.clone() }
     }

@@ -200,3 +200,65 @@ async fn a_request_of_almost_6_mib_with_its_attributes_is_stored() {
     fixture.store(vec![fat; 386]).await;
     fixture.stop().await;
 }
+
+/// Keeps every outcome back by holding the applied state, as a stuck disk would.
+struct Stall {
+    release: std::sync::mpsc::Sender<()>,
+    holding: std::thread::JoinHandle<()>,
+}
+
+impl Stall {
+    fn begin(fixture: &Fixture) -> Self {
+        let replica = fixture.edge.replica().clone();
+        let (release, released) = std::sync::mpsc::channel();
+        let (began, begun) = std::sync::mpsc::channel();
+        let holding = std::thread::spawn(move || {
+            let _view = replica.view();
+            began.send(()).unwrap();
+            released.recv().ok();
+        });
+        begun.recv().unwrap();
+        Self { release, holding }
+    }
+
+    fn end(self) {
+        self.release.send(()).unwrap();
+        self.holding.join().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_send_that_is_not_stored_in_time_is_told_so_before_its_deadline() {
+    let fixture = Fixture::start().await;
+    fixture.topic(TOPIC).await;
+    let stall = Stall::begin(&fixture);
+    let mut request = call(SendMessageRequest { messages: vec![message("late")] });
+    request.set_timeout(Duration::from_millis(800));
+    let answer = fixture.client.clone().send_message(request).await;
+    stall.end();
+    let answer = answer.unwrap().into_inner();
+    assert_eq!(code(&answer.status), Code::MasterPersistenceTimeout);
+    assert_eq!(code(&answer.entries[0].status), Code::MasterPersistenceTimeout);
+    // It was proposed, so it comes all the same.
+    assert_eq!(fixture.receive(poll(LONG, LEASE)).await.bodies(), ["late"]);
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn leases_that_come_too_late_for_their_poll_are_given_back() {
+    let fixture = Fixture::start().await;
+    fixture.topic(TOPIC).await;
+    assert_eq!(fixture.receive(poll(SHORT, LEASE)).await.code(), Code::MessageNotFound);
+    fixture.store(vec![message("a")]).await;
+    let stall = Stall::begin(&fixture);
+    let mut request = call(poll(SHORT, LEASE));
+    request.set_timeout(Duration::from_millis(1500));
+    let stream = fixture.client.clone().receive_message(request).await.unwrap();
+    let received = tokio::time::timeout(Duration::from_secs(5), frames(stream.into_inner())).await;
+    stall.end();
+    assert_eq!(received.unwrap().code(), Code::MasterPersistenceTimeout);
+    let again = fixture.receive(poll(LONG, LEASE)).await;
+    assert_eq!(again.bodies(), ["a"]);
+    assert_eq!(system(&again.messages[0]).delivery_attempt(), 2);
+    fixture.stop().await;
+}
