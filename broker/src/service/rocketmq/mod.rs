@@ -53,6 +53,8 @@ use unsent::Unsent;
 const REQUEST_BYTES_MAX: usize = 16 << 20;
 /// Long polls waiting at once.
 const POLLS_MAX: usize = 10_000;
+/// Polls that read queues at once, each on a thread that may wait for the disk.
+const SCANS_MAX: usize = 8;
 /// How long a call waits for a leader, within its deadline.
 const ELECTION_WAIT: Duration = Duration::from_secs(5);
 /// Left of a deadline for the reply's way.
@@ -65,6 +67,8 @@ pub struct Edge {
     clients: Clients,
     plans: Plans,
     polls: Semaphore,
+    /// Of polls that read queues to filter them.
+    scans: Semaphore,
     /// Queue that the next message without a message group goes to, over all topics.
     next_queue: AtomicU32,
     unsent: Unsent,
@@ -80,6 +84,7 @@ impl Edge {
             clients: Clients::default(),
             plans: Plans::default(),
             polls: Semaphore::new(POLLS_MAX),
+            scans: Semaphore::new(SCANS_MAX),
             next_queue: AtomicU32::new(0),
             unsent: Unsent::default(),
             tasks: TaskTracker::new(),

@@ -21,6 +21,7 @@ use super::status::{Fault, ok};
 use super::{Edge, REPLY_MARGIN, validate};
 use crate::catalog::Topic;
 use crate::command::{Command, Granted, GroupId, GroupStart, LeaseId, Outcome, Refusal};
+use crate::filter::TagFilter;
 use crate::log::ReadError;
 use crate::metrics::labels::Processor;
 use crate::replica::{Applied, Item, ProposeError};
@@ -180,7 +181,7 @@ impl Edge {
     /// Waits until there is something to give, the poll ends or the client is gone.
     async fn poll(
         self: &Arc<Self>,
-        poll: &PollRequest,
+        poll: &Arc<PollRequest>,
         gone: &mut oneshot::Sender<PollEnd>,
     ) -> Result<Vec<Leased>, Fault> {
         let mut raft = self.replica().raft_status();
@@ -242,7 +243,44 @@ impl Edge {
     }
 
     /// One round over the topic's queues.
-    async fn take(self: &Arc<Self>, poll: &PollRequest) -> Result<Taken, Fault> {
+    async fn take(self: &Arc<Self>, poll: &Arc<PollRequest>) -> Result<Taken, Fault> {
+        let (mut round, proposed) = match poll.want.filter {
+            TagFilter::All => self.choose(poll),
+            TagFilter::AnyOf(_) => self.choose_by_reading(poll).await?,
+        };
+        let edge = self.clone();
+        let settled = async move {
+            for plan in proposed {
+                let queue = plan.queue;
+                if let Err(error) = round.settle(queue, plan.outcome().await) {
+                    edge.context.metrics.propose_refused(&error);
+                    round.failed(error.into());
+                }
+            }
+            round
+        };
+        self.settled_by(poll, settled).await?.taken()
+    }
+
+    /// As [`Edge::choose`], for filters: they read the queues, which may wait for the disk.
+    async fn choose_by_reading(
+        self: &Arc<Self>,
+        poll: &Arc<PollRequest>,
+    ) -> Result<(Round, Vec<Proposed>), Fault> {
+        let turn = timeout_at(poll.late, self.scans.acquire()).await;
+        let Ok(Ok(_turn)) = turn else {
+            return Err(Fault::new(Code::TooManyRequests, "too many filtered polls read queues"));
+        };
+        let (edge, poll) = (self.clone(), poll.clone());
+        let chosen = tokio::task::spawn_blocking(move || edge.choose(&poll)).await;
+        chosen.map_err(|error| {
+            tracing::error!(%error, "a filtered poll failed");
+            Fault::new(Code::InternalServerError, "the queues could not be read")
+        })
+    }
+
+    /// Proposes to lease what the queues have for the poll.
+    fn choose(&self, poll: &PollRequest) -> (Round, Vec<Proposed>) {
         let first = usize::try_from(self.next_queue.fetch_add(1, Ordering::Relaxed)).unwrap_or(0);
         let mut room = poll.records_max;
         let mut round = Round::default();
@@ -265,18 +303,7 @@ impl Edge {
                 break;
             }
         }
-        let edge = self.clone();
-        let settled = async move {
-            for plan in proposed {
-                let queue = plan.queue;
-                if let Err(error) = round.settle(queue, plan.outcome().await) {
-                    edge.context.metrics.propose_refused(&error);
-                    round.failed(error.into());
-                }
-            }
-            round
-        };
-        self.settled_by(poll, settled).await?.taken()
+        (round, proposed)
     }
 
     /// The round, if it is settled in time. If not, it goes on, and what it leases is given back.
@@ -416,7 +443,7 @@ async fn run(
         let fault = Fault::new(Code::TooManyRequests, "too many polls wait already");
         return finish(sender, fault.status(), None);
     };
-    let ended = match edge.checked(caller, &request).await {
+    let ended = match edge.checked(caller, &request).await.map(Arc::new) {
         Ok(poll) => match edge.note_consumer(caller, &request, &poll) {
             Ok(()) => edge.poll(&poll, &mut sender).await.map(|records| (poll, records)),
             Err(fault) => Err(fault),
@@ -427,9 +454,9 @@ async fn run(
         Ok((poll, records)) => {
             let delivery = Delivery {
                 edge: edge.clone(),
-                topic_named: poll.topic_named,
-                topic: poll.topic,
-                group: poll.group,
+                topic_named: poll.topic_named.clone(),
+                topic: poll.topic.clone(),
+                group: poll.group.clone(),
                 group_id: poll.want.group,
                 invisible_ms: poll.want.invisible_ms,
                 store_host,
