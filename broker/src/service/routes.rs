@@ -160,8 +160,9 @@ async fn watch(
         }
         let is_news = !routes.is_empty();
         let response = WatchRoutesResponse { status: ok(), routes };
-        if is_news && responses.send(Ok(response)).await.is_err() {
-            return;
+        if is_news {
+            let sent = service.stop.run_until_cancelled(responses.send(Ok(response))).await;
+            let Some(Ok(())) = sent else { return };
         }
     }
 }

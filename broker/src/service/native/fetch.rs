@@ -74,10 +74,9 @@ impl Fetches {
                 }
             };
             let Ok(Some(FetchRequest { request: Some(request) })) = message else { break };
-            if let Some(refusal) = self.take(request)
-                && self.responses.send(Ok(refusal)).await.is_err()
-            {
-                break;
+            if let Some(refusal) = self.take(request) {
+                let sent = stop.run_until_cancelled(self.responses.send(Ok(refusal))).await;
+                let Some(Ok(())) = sent else { break };
             }
         }
         self.tasks.shutdown().await;

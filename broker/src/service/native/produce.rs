@@ -113,7 +113,8 @@ impl Accepting {
         while let Some(Ok(Some(request))) = stop.run_until_cancelled(requests.message()).await {
             // Room first: what is proposed must be answered.
             let pending = self.pending.clone();
-            let Ok(place) = pending.reserve().await else { break };
+            let reserved = stop.run_until_cancelled(pending.reserve()).await;
+            let Some(Ok(place)) = reserved else { break };
             if !self.chains.make_room() {
                 let text = "too many queues have failed on this stream and were not resumed";
                 place.send(Err(Status::resource_exhausted(text)));

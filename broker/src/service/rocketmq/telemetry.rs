@@ -66,9 +66,8 @@ async fn serve(
         match edge.settings(caller, sent) {
             Ok(answer) => {
                 edge.note("Telemetry", Some(caller), Code::Ok, started);
-                if sender.send(Ok(answer)).await.is_err() {
-                    return;
-                }
+                let sent = edge.stop.run_until_cancelled(sender.send(Ok(answer))).await;
+                let Some(Ok(())) = sent else { return };
             }
             Err(fault) => {
                 edge.note("Telemetry", Some(caller), fault.code, started);
