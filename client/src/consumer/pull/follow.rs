@@ -46,6 +46,17 @@ impl Cursor {
         }
     }
 
+    /// Goes on within what the queue holds now. A range of 0..0 says that it was not told: the
+    /// position stays, and the broker finds the nearest when it is asked again.
+    fn keep_within(&mut self, min: u64, end: u64) {
+        if let At::Offset(next) = self.from
+            && 0 < end
+            && min <= end
+        {
+            self.from = At::Offset(QueueOffset::new(next.get().clamp(min, end)));
+        }
+    }
+
     /// The records of a run that were not read before, up to the end.
     fn read(&mut self, fetched: &FetchedRun) -> Result<VecDeque<Delivery>, Error> {
         let run = Run::from_log(fetched.run.clone()).and_then(|run| run.verify().map(|()| run));
@@ -361,12 +372,7 @@ impl Follower {
                 return Err(Ended::Broken(error.to_string()));
             }
             if error.code() == Code::OffsetOutOfRange {
-                let next = match cursor.from {
-                    At::Offset(next) => next.get(),
-                    _ => response.min_offset,
-                };
-                let (min, max) = (response.min_offset, response.max_offset);
-                cursor.from = At::Offset(QueueOffset::new(next.clamp(min, max.max(min))));
+                cursor.keep_within(response.min_offset, response.max_offset);
                 return Err(Ended::Broken("the offset lay outside the queue".into()));
             }
             cursor.done = true;
@@ -408,4 +414,22 @@ fn request(request: fetch_request::Request) -> FetchRequest {
 /// Fetch ids count from 1.
 fn fetch_id(at: usize) -> u32 {
     u32::try_from(at + 1).expect("a topic has far fewer queues than 2^32")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusal_without_a_range_does_not_lead_back_to_the_oldest() {
+        let place = Place { topic: "t".into(), broker_group: "a".into(), queue_id: 0 };
+        let from = At::Offset(QueueOffset::new(50));
+        let mut cursor = Cursor { place, from, end: None, done: false };
+        cursor.keep_within(0, 0);
+        assert_eq!(cursor.from, At::Offset(QueueOffset::new(50)));
+        cursor.keep_within(60, 90);
+        assert_eq!(cursor.from, At::Offset(QueueOffset::new(60)));
+        cursor.keep_within(10, 20);
+        assert_eq!(cursor.from, At::Offset(QueueOffset::new(20)));
+    }
 }
