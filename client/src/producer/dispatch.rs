@@ -200,17 +200,18 @@ impl Dispatcher {
     /// Fails what is left and counts it.
     fn close(mut self, commands: &mut mpsc::Receiver<Command>) -> u64 {
         commands.close();
+        let mut left = self.ledger.outstanding();
         while let Ok(command) = commands.try_recv() {
             match command {
                 Command::Send(accepted) => {
                     let Accepted { sealed, charge, ack, .. } = *accepted;
                     let waiter = self.ledger.accept(sealed.message_id, charge, ack);
                     self.ledger.settle(waiter, Err(Error::Closed));
+                    left += 1;
                 }
                 Command::Flush(done) => drop(done),
             }
         }
-        let left = self.ledger.outstanding();
         for lane in &mut self.lanes {
             lane.close(&mut self.ledger);
         }

@@ -73,6 +73,18 @@ async fn shutdown_waits_for_one_way_messages() {
     assert_eq!(read_all(&client, "t").await.len(), 100);
 }
 
+#[tokio::test]
+async fn shutdown_counts_what_the_producer_had_not_looked_at() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    let producer = client.producer().build().await.unwrap();
+    for n in 0..3 {
+        producer.send_oneway(Message::new("t", n.to_string())).unwrap();
+    }
+    let unsent = within(producer.shutdown(Duration::ZERO)).await.unwrap_err();
+    assert_eq!(unsent.messages, 3);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn batch_tells_which_of_its_messages_failed() {
     let node = Node::start().await;
