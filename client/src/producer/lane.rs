@@ -142,7 +142,8 @@ impl Lane {
         let full = self.pending_bytes + RUN_HEADER_BYTES >= batching.run_bytes_max
             || self.pending.len() >= RUN_RECORDS_MAX;
         let waited = batching.hurry || now >= oldest.accepted_at + batching.linger;
-        (full || (waited && self.in_flight.is_empty())).then(|| self.cut(batching.run_bytes_max))
+        (full || (waited && self.in_flight.is_empty()))
+            .then(|| self.cut(batching.run_bytes_max, now))
     }
 
     /// Takes it back: it could not be handed to the stream.
@@ -161,11 +162,15 @@ impl Lane {
         self.in_flight.push_back((sequence, run));
     }
 
-    fn cut(&mut self, run_bytes_max: usize) -> OpenRun {
+    /// A run ends by its first message's deadline, so none joins that would lose more than half of
+    /// its own time by that.
+    fn cut(&mut self, run_bytes_max: usize, now: Instant) -> OpenRun {
         let mut bytes = RUN_HEADER_BYTES;
+        let left = |message: &Pending| message.deadline.saturating_duration_since(now);
+        let first_left = self.pending.front().map(left).unwrap_or_default();
         let fits = |message: &&Pending| {
             bytes += message.record_bytes;
-            bytes <= run_bytes_max
+            bytes <= run_bytes_max && left(message) / 2 <= first_left
         };
         let count = self.pending.iter().take(RUN_RECORDS_MAX).take_while(fits).count().max(1);
         let mut builder = RunBuilder::with_capacity(run_bytes_max.min(self.pending_bytes + 48));

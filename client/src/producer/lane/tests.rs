@@ -214,6 +214,24 @@ fn deadline_also_ends_what_came_back_while_others_are_in_flight() {
 }
 
 #[test]
+fn late_message_does_not_take_those_with_time_left_along() {
+    let mut bench = Bench::new();
+    let _sent = bench.push("1");
+    bench.pump();
+    let mut late = bench.push("2");
+    bench.pass(Duration::from_millis(9900));
+    let mut early = bench.push("3");
+    bench.answer(1, status::Code::Ok);
+    assert_eq!(bench.pump(), [(2, false, bodies(&["2"]))]);
+    bench.pass(Duration::from_secs(2));
+    assert_eq!(late.try_recv().unwrap().unwrap_err().code(), Code::UnknownOutcome);
+    assert!(early.try_recv().is_err());
+    bench.answer(2, status::Code::DeadlineExceeded);
+    bench.pass(Duration::from_secs(1));
+    assert_eq!(bench.pump(), [(3, true, bodies(&["3"]))]);
+}
+
+#[test]
 fn linger_waits_for_company_but_not_for_a_flush() {
     let mut bench = Bench::new();
     bench.batching.linger = Duration::from_millis(50);
