@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use drumlin_proto::record::RUN_BYTES_MAX;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +29,9 @@ use window::Window;
 
 /// A timeout longer than this is as good as endless, and still fits behind the current time.
 const TIMEOUT_MAX: Duration = Duration::from_hours(24 * 365);
+
+/// Flushes that the producer's task may have before it; more wait for their turn.
+const FLUSHES_MAX: usize = 64;
 
 /// Settings of a producer.
 #[derive(Clone, Debug)]
@@ -154,6 +157,8 @@ pub struct Producer {
 struct Shared {
     window: Arc<Window>,
     commands: mpsc::Sender<Command>,
+    /// Room for flushes among the commands, so that they never take that of messages.
+    flushes: Arc<Semaphore>,
     send_timeout: Duration,
     stop: CancellationToken,
     task: Mutex<Option<JoinHandle<u64>>>,
@@ -182,13 +187,16 @@ impl Producer {
         let window =
             Arc::new(Window::new(settings.in_flight_bytes_max, settings.in_flight_messages_max));
         // The window bounds the messages; the rest is room for flushes.
-        let (commands, receiver) = mpsc::channel(settings.in_flight_messages_max + 64);
+        let (commands, receiver) = mpsc::channel(settings.in_flight_messages_max + FLUSHES_MAX);
+        let flushes = Arc::new(Semaphore::new(FLUSHES_MAX));
         let (stop, send_timeout) = (client.stop().child_token(), settings.send_timeout);
         let tasks = client.tasks().clone();
         let dispatcher = Dispatcher::new(client, settings, Arc::clone(&window), stop.clone());
         let task = Mutex::new(Some(tasks.spawn(dispatcher.run(receiver))));
         let ids = MessageIds::new();
-        Self { shared: Arc::new(Shared { window, commands, send_timeout, stop, task, ids }) }
+        Self {
+            shared: Arc::new(Shared { window, commands, flushes, send_timeout, stop, task, ids }),
+        }
     }
 
     /// Sends a message and resolves when it is acknowledged: stored for good.
@@ -249,7 +257,9 @@ impl Producer {
     /// is told by its [`SendAck`].
     pub async fn flush(&self) -> Result<(), Error> {
         let (done, flushed) = oneshot::channel();
-        self.shared.commands.send(Command::Flush(done)).await.map_err(|_| Error::Closed)?;
+        let room = Arc::clone(&self.shared.flushes).acquire_owned().await;
+        let flush = Command::Flush { done, _room: room.map_err(|_| Error::Closed)? };
+        self.shared.commands.send(flush).await.map_err(|_| Error::Closed)?;
         flushed.await.map_err(|_| Error::Closed)
     }
 

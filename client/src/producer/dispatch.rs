@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use drumlin_proto::native::{ProduceRequest, ProduceResponse, TopicType};
 use drumlin_proto::route::{place_of_message_group, queues_in_route_order};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -42,7 +42,11 @@ pub(super) struct Accepted {
 #[derive(Debug)]
 pub(super) enum Command {
     Send(Box<Accepted>),
-    Flush(oneshot::Sender<()>),
+    Flush {
+        done: oneshot::Sender<()>,
+        /// Given back once the command is taken.
+        _room: OwnedSemaphorePermit,
+    },
 }
 
 #[derive(Debug)]
@@ -209,7 +213,7 @@ impl Dispatcher {
                     self.ledger.settle(waiter, Err(Error::Closed));
                     left += 1;
                 }
-                Command::Flush(done) => drop(done),
+                Command::Flush { done, .. } => drop(done),
             }
         }
         for lane in &mut self.lanes {
@@ -236,7 +240,7 @@ impl Dispatcher {
                 };
                 self.dispatch(&accepted.topic, message, now);
             }
-            Command::Flush(done) => self.ledger.flush(done),
+            Command::Flush { done, .. } => self.ledger.flush(done),
         }
     }
 

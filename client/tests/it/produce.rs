@@ -74,6 +74,20 @@ async fn shutdown_waits_for_one_way_messages() {
 }
 
 #[tokio::test]
+async fn many_flushes_at_once_leave_room_for_messages() {
+    let node = Node::start().await;
+    let client = node.client().await;
+    let producer = client.producer().max_in_flight_messages(2).build().await.unwrap();
+    let flushes: Vec<_> = (0..200).map(|_| producer.flush()).collect();
+    let mut flushing = std::pin::pin!(futures::future::join_all(flushes));
+    assert!(futures::poll!(&mut flushing).is_pending());
+    producer.send_oneway(Message::new("t", "1")).unwrap();
+    producer.send_oneway(Message::new("t", "2")).unwrap();
+    within(flushing).await.into_iter().for_each(|flushed| flushed.unwrap());
+    within(producer.shutdown(Duration::from_secs(20))).await.unwrap();
+}
+
+#[tokio::test]
 async fn shutdown_counts_what_the_producer_had_not_looked_at() {
     let node = Node::start().await;
     let client = node.client().await;
