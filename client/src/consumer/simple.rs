@@ -230,6 +230,10 @@ impl SimpleConsumer {
 
     /// Hides the message for `invisible` from now on, instead of what is left of its lease: to
     /// work longer on it, or to see it again sooner.
+    ///
+    /// Where the change took effect but its answer got lost, this fails with
+    /// [`Code::LeaseEnded`]: the delivery can then not be acknowledged, and the message comes again
+    /// once `invisible` has passed.
     pub async fn change_invisible(
         &self,
         delivery: &Delivery,
