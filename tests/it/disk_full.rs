@@ -61,7 +61,6 @@ async fn a_full_disk_refuses_writes_until_space_returns() -> Result<()> {
             break;
         }
         ensure!(Instant::now() < deadline, "writes do not resume: {sent:?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     ensure!(!node.ended()?, "the node ended");
     let violations = history.check_read(&traffic::read_all(&channel).await?);
