@@ -4,15 +4,13 @@
 //! One task proposes, a second one answers; both in the order of the calls. No timer delays an
 //! item: a lone one waits for nothing, and entries grow by themselves while the window is full.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
 use drumlin_proto::ids::QueueKey;
-use drumlin_proto::record::{Run, RunHeader};
+use drumlin_proto::record::Run;
 use futures::FutureExt;
 use openraft::alias::OneshotReceiverOf;
 use openraft::errors::ClientWriteError;
@@ -24,13 +22,20 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::clock_source::ClockSource;
-use super::raft_types::{Payload, Raft, TypeConfig};
+use super::raft_types::{Raft, TypeConfig};
 use super::{Applied, Item, ProposeError, RaftStatus, ReadableEnd};
 use crate::command::Refusal;
-use crate::entry::{ALIGN_BYTES, EntryKind, PAYLOAD_BYTES_MAX};
-use crate::item::{self, PayloadBuilder};
+use crate::entry::{ALIGN_BYTES, PAYLOAD_BYTES_MAX};
+use crate::item;
 use crate::log::LogClosed;
 use crate::position::{EntryIndex, Term};
+
+mod chain;
+mod merge;
+
+pub use chain::Chain;
+use chain::Link;
+use merge::{Replies, build, merge};
 
 /// An entry is closed once it has this much.
 const ENTRY_BYTES_TARGET: usize = 256 << 10;
@@ -104,70 +109,6 @@ struct Waiting {
     content: Content,
     deadline: Option<Instant>,
     reply: Reply,
-}
-
-/// Items of which none is proposed once an earlier one was not stored, or may not be: keeps the
-/// order of a queue over retries. Whoever goes on after a failure takes a new chain.
-#[derive(Clone, Debug)]
-pub struct Chain {
-    links: Arc<AtomicU64>,
-    broken: Arc<Broken>,
-}
-
-/// What ends a chain.
-#[derive(Debug)]
-struct Broken {
-    /// Number of the first link that was not stored.
-    at: AtomicU64,
-    /// The term all its items are proposed in; 0 before the first. What becomes of the last ones of
-    /// a term may be known only after the next term has begun.
-    term: AtomicU64,
-}
-
-impl Default for Chain {
-    fn default() -> Self {
-        let broken = Broken { at: AtomicU64::new(u64::MAX), term: AtomicU64::new(0) };
-        Self { links: Arc::default(), broken: Arc::new(broken) }
-    }
-}
-
-impl Chain {
-    fn next_link(&self) -> Link {
-        Link { number: self.links.fetch_add(1, Relaxed), broken: Arc::clone(&self.broken) }
-    }
-
-    /// Breaks it for whatever is proposed from now on.
-    pub fn break_here(&self) {
-        self.next_link().break_chain();
-    }
-
-    /// Whether it is unbroken and none of its links waits: a new one would do as well.
-    pub fn is_idle(&mut self) -> bool {
-        Arc::get_mut(&mut self.broken).is_some_and(|broken| *broken.at.get_mut() == u64::MAX)
-    }
-}
-
-/// One item's place in its chain.
-#[derive(Debug)]
-struct Link {
-    number: u64,
-    broken: Arc<Broken>,
-}
-
-impl Link {
-    fn break_chain(&self) {
-        self.broken.at.fetch_min(self.number, Relaxed);
-    }
-
-    fn follows_a_break(&self) -> bool {
-        self.broken.at.load(Relaxed) < self.number
-    }
-
-    /// Whether it may be proposed in a term.
-    fn holds_in(&self, term: Term) -> bool {
-        let begun = self.broken.term.compare_exchange(0, term.get(), Relaxed, Relaxed);
-        begun.is_ok() || begun == Err(term.get())
-    }
 }
 
 impl Waiting {
@@ -478,119 +419,6 @@ fn admit(
         }
     }
     admitted
-}
-
-/// One item of an entry and who waits for it.
-#[derive(Debug)]
-enum Piece {
-    Runs { header: RunHeader, records: Vec<Bytes>, replies: Vec<(u64, Reply)> },
-    Command { item: Bytes, reply: Reply },
-}
-
-/// Runs of one queue become one item, unless a command lies between them: what a command finds must
-/// not depend on what waited with it.
-fn merge(items: Vec<Waiting>) -> Vec<Piece> {
-    let mut pieces: Vec<Piece> = Vec::with_capacity(items.len());
-    let mut open: HashMap<QueueKey, usize> = HashMap::new();
-    for waiting in items {
-        match waiting.content {
-            Content::Command(item) => {
-                open.clear();
-                pieces.push(Piece::Command { item, reply: waiting.reply });
-            }
-            Content::Run { queue, run } => {
-                let count = u64::from(run.record_count());
-                let header = run.header().placed(queue, 0);
-                let open_piece = open.get(&queue).and_then(|at| pieces.get_mut(*at));
-                if let Some(Piece::Runs { header: merged, records, replies }) = open_piece
-                    && merged.extend(&header, MERGED_BYTES_MAX)
-                {
-                    records.push(run.records_bytes());
-                    replies.push((count, waiting.reply));
-                } else {
-                    open.insert(queue, pieces.len());
-                    let records = vec![run.records_bytes()];
-                    pieces.push(Piece::Runs {
-                        header,
-                        records,
-                        replies: vec![(count, waiting.reply)],
-                    });
-                }
-            }
-        }
-    }
-    pieces
-}
-
-/// Who waits for one item of a proposed entry.
-#[derive(Debug)]
-enum Replies {
-    /// Record counts of the runs that were merged, in order.
-    Runs(Vec<(u64, Reply)>),
-    Command(Reply),
-}
-
-impl Replies {
-    fn fail(self, error: &ProposeError) {
-        match self {
-            Self::Runs(replies) => {
-                for (_, reply) in replies {
-                    reply.fail(error.clone());
-                }
-            }
-            Self::Command(reply) => reply.fail(error.clone()),
-        }
-    }
-
-    fn answer(self, outcome: Result<Applied, Refusal>) {
-        let applied = match outcome {
-            Ok(applied) => applied,
-            Err(refusal) => return self.fail(&ProposeError::Refused(refusal)),
-        };
-        match (self, applied) {
-            (Self::Runs(replies), Applied::Run { mut base_offset, store_time_ms }) => {
-                for (records, reply) in replies {
-                    reply.send(Ok(Applied::Run { base_offset, store_time_ms }));
-                    base_offset = base_offset.advance(records);
-                }
-            }
-            (Self::Command(reply), applied @ Applied::Command(_)) => reply.send(Ok(applied)),
-            (replies, applied) => panic!("{applied:?} answers {replies:?}"),
-        }
-    }
-}
-
-fn build(
-    pieces: Vec<Piece>,
-    clock_ms: u64,
-    window: OwnedSemaphorePermit,
-) -> (Payload, Vec<Replies>) {
-    let mut builder = PayloadBuilder::new();
-    let mut replies = Vec::with_capacity(pieces.len());
-    for piece in pieces {
-        match piece {
-            Piece::Runs { header, records, replies: waiting } => {
-                builder.push_records(&header, records);
-                replies.push(Replies::Runs(waiting));
-            }
-            Piece::Command { item, reply } => {
-                builder.push_encoded(item);
-                replies.push(Replies::Command(reply));
-            }
-        }
-    }
-    let (payload, payload_crc, item_count) = builder.finish();
-    assert_eq!(usize::try_from(item_count).ok(), Some(replies.len()), "an item for each piece");
-    assert!(payload.len() <= ENTRY_BYTES_MAX, "{} bytes were gathered", payload.len());
-    let payload = Payload {
-        kind: EntryKind::Batch,
-        clock_ms,
-        item_count,
-        payload_crc,
-        payload,
-        window: Some(Arc::new(window)),
-    };
-    (payload, replies)
 }
 
 /// An entry whose outcome is not known yet.

@@ -5,6 +5,7 @@ use futures::FutureExt;
 use super::*;
 use crate::command::{Command, GroupId, LeaseId, Outcome};
 use crate::item::ItemView;
+use crate::replica::raft_types::Payload;
 
 type Answer = oneshot::Receiver<Result<Applied, ProposeError>>;
 
