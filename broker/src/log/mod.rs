@@ -4,6 +4,7 @@
 //! overwritten and no segment shortened, a tail is dropped by quarantine and roll (I2); a failed
 //! sync, or any failed write but for a full disk, ends all writing (I3).
 
+mod commands;
 #[cfg(test)]
 pub(crate) mod faulty;
 mod files;
@@ -35,6 +36,7 @@ use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{oneshot, watch};
 
+use self::commands::{Command, Cut, Waiting};
 use self::files::Files;
 pub use self::mapping::Mapping;
 pub use self::metrics::LogMetrics;
@@ -42,7 +44,7 @@ use self::prepare::Ahead;
 use self::published::{End, Published, View};
 pub use self::segment::{SegmentError, SegmentHeader};
 pub use self::storage::{Directory, Space, Storage, StorageFile};
-use self::writer::{Command, Cut, Waiting, Writer};
+use self::writer::Writer;
 use crate::entry::Entry;
 use crate::position::{EntryId, EntryIndex, LogOffset, Term};
 

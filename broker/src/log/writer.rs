@@ -6,12 +6,12 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use tokio::sync::oneshot;
 
+use super::commands::{Command, Cut, Waiting, drain, refuse};
 use super::files::{Files, NewSegment};
 use super::prepare::Ahead;
 use super::published::{End, Published};
@@ -20,7 +20,7 @@ use super::segment::{HEADER_BYTES, Segment};
 use super::slots::Slots;
 use super::storage::{StorageFile, copy_error, is_full, write_all_at};
 use super::vote::{Local, write_local, write_vote};
-use super::{Flushed, LogOptions, Vote};
+use super::{LogOptions, Vote};
 use crate::entry::{ALIGN_BYTES, Entry, FrameHeader, FrameKey};
 use crate::position::{EntryIndex, LogOffset, Term};
 
@@ -32,74 +32,6 @@ pub(super) const UNSYNCED_BYTES_MAX: u64 = 32 << 20;
 const FULL_RETRY: Duration = Duration::from_millis(50);
 /// How often the reserve is tried to be put back.
 const RESERVE_RETRY: Duration = Duration::from_millis(500);
-
-/// What the writer is asked to do, in the order of the log.
-pub(super) enum Command {
-    Append {
-        entries: Vec<Entry>,
-        waiting: Waiting,
-    },
-    Cut(Cut),
-    Vote {
-        vote: Vote,
-        done: oneshot::Sender<io::Result<()>>,
-    },
-    /// Syncs what precedes it, marks the log cleanly closed, and ends the writer.
-    Close,
-}
-
-/// Everything from `from` on is dropped, and the log goes on there.
-pub(super) struct Cut {
-    pub(super) from: EntryIndex,
-    pub(super) position: LogOffset,
-    /// Of the entry before `from`; 0 if there is none.
-    pub(super) base_term: Term,
-    pub(super) epoch: u64,
-    /// Settled segments with entries to drop, ascending.
-    pub(super) segments: Vec<Arc<Segment>>,
-    /// Incarnation of the settled segment that holds the entry before `from`.
-    pub(super) previous: u64,
-    /// The log begins anew behind a snapshot: nothing is kept, nor put into quarantine.
-    pub(super) anew: bool,
-}
-
-/// Who waits for a sync. Is told of a failure if it is dropped, whatever became of the writer.
-pub(super) struct Waiting {
-    /// None once it was called.
-    flushed: Option<Flushed>,
-    queued: Instant,
-    bytes: u64,
-    /// Bytes of all who wait.
-    total_bytes: Arc<AtomicU64>,
-}
-
-impl Waiting {
-    pub(super) fn new(flushed: Flushed, bytes: u64, total_bytes: &Arc<AtomicU64>) -> Self {
-        total_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let total_bytes = Arc::clone(total_bytes);
-        Self { flushed: Some(flushed), queued: Instant::now(), bytes, total_bytes }
-    }
-
-    fn tell(mut self, result: io::Result<()>) {
-        if let Some(flushed) = self.flushed.take() {
-            flushed(result);
-        }
-    }
-
-    /// Nobody is told: the append itself was refused.
-    pub(super) fn forget(mut self) {
-        self.flushed = None;
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.total_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        if let Some(flushed) = self.flushed.take() {
-            flushed(Err(io::Error::other("the log's writer has ended")));
-        }
-    }
-}
 
 /// The segment that is written to.
 pub(super) struct Active {
@@ -562,43 +494,12 @@ impl Writer {
     }
 }
 
-/// What waits now, up to what one sync may cover. No timer.
-fn drain(first: Command, commands: &Receiver<Command>) -> Vec<Command> {
-    let mut bytes = command_bytes(&first);
-    let mut group = vec![first];
-    while bytes < UNSYNCED_BYTES_MAX {
-        let Ok(next) = commands.try_recv() else { break };
-        bytes += command_bytes(&next);
-        group.push(next);
-    }
-    group
-}
-
-fn command_bytes(command: &Command) -> u64 {
-    match command {
-        Command::Append { entries, .. } => entries.iter().map(Entry::frame_bytes).sum(),
-        Command::Cut(_) | Command::Vote { .. } | Command::Close => 0,
-    }
-}
-
 fn header_and_payload_bytes(entry: &Entry) -> u64 {
     (crate::entry::FRAME_HEADER_BYTES + entry.payload.len()) as u64
 }
 
 fn closed() -> io::Error {
     io::Error::other("the log is closed")
-}
-
-fn refuse(command: Command, error: &io::Error) {
-    match command {
-        Command::Append { waiting, .. } => waiting.tell(Err(copy_error(error))),
-        Command::Vote { done, .. } => {
-            if done.send(Err(copy_error(error))).is_err() {
-                tracing::debug!("nobody waits for the vote any more");
-            }
-        }
-        Command::Cut(_) | Command::Close => {}
-    }
 }
 
 /// Repeats an operation until the disk has space for it. Other errors pass.
