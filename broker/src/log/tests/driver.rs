@@ -34,7 +34,8 @@ pub(super) struct Driver {
     appended: u64,
     told: Arc<Told>,
     vote: Option<Vote>,
-    vote_asked: Option<Vote>,
+    /// Votes that wait for the writer, in order: any of them may be what a power loss leaves.
+    votes_asked: Vec<Vote>,
     /// Operations were told to fail.
     pub(super) may_fail: bool,
 }
@@ -68,7 +69,7 @@ impl Driver {
             appended: 0,
             told: Arc::default(),
             vote: None,
-            vote_asked: None,
+            votes_asked: Vec::new(),
             may_fail: false,
         })
     }
@@ -125,7 +126,7 @@ impl Driver {
         self.term += 1;
         let vote = Vote { term: Term::new(self.term), node: self.term % 3, committed: false };
         if self.log.save_vote(vote).is_ok() {
-            self.vote_asked = Some(vote);
+            self.votes_asked.push(vote);
         }
     }
 
@@ -136,7 +137,8 @@ impl Driver {
             self.versions = vec![self.current().clone()];
             assert_eq!(self.told.pending.load(Ordering::Relaxed), 0, "someone was not told");
             assert_eq!(self.durable(), self.current().len() as u64);
-            assert_eq!(self.log.vote(), self.vote_asked.or(self.vote));
+            assert_eq!(self.log.vote(), self.votes_asked.pop().or(self.vote));
+            self.votes_asked.clear();
         } else {
             assert!(self.log.closed().borrow().is_some(), "closed, and does not say so");
             assert_eq!(self.told.pending.load(Ordering::Relaxed), 0, "someone was not told");
@@ -213,7 +215,7 @@ impl Driver {
     /// Compares what comes back with what was known.
     fn restart(mut self, disk: FaultyDisk, moved_to: Option<TempDir>) -> Self {
         let durable = self.durable().max(*self.told.acked.lock());
-        let (versions, vote) = (self.versions.clone(), (self.vote, self.vote_asked));
+        let versions = self.versions.clone();
         drop((self.log, self.stepper));
         let dir = moved_to.unwrap_or(self.dir);
         drop(reopen(&disk, self.mark));
@@ -230,10 +232,12 @@ impl Driver {
             .rev()
             .find(|version| version.get(first..end) == Some(&found[..]))
             .expect("what came back was never the log");
-        assert!([vote.0, vote.1].contains(&log.vote()), "{:?} became {:?}", vote, log.vote());
+        let found = log.vote();
+        let asked = found.is_some_and(|found| self.votes_asked.contains(&found));
+        assert!(asked || found == self.vote, "{:?} became {found:?}", self.vote);
         self.versions = vec![version[..end].to_vec()];
         self.vote = log.vote();
-        self.vote_asked = None;
+        self.votes_asked.clear();
         let told = Arc::default();
         Self { disk, log, stepper, dir, told, ..self }
     }
@@ -249,7 +253,7 @@ impl Driver {
         let last = self.versions.pop().unwrap();
         self.versions = vec![last];
         self.vote = log.vote();
-        self.vote_asked = None;
+        self.votes_asked.clear();
         Self { disk, log, stepper, dir, told: Arc::default(), ..self }
     }
 }
