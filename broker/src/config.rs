@@ -16,6 +16,24 @@ pub struct ListenerConfig {
     pub advertised: Option<(String, u16)>,
 }
 
+/// A member of the broker group and where the others reach it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeAddress {
+    /// Unique within the cluster.
+    pub name: String,
+    /// `host:port` of its peer port; of a witness, of its nameserver.
+    pub address: String,
+}
+
+/// When an entry counts as kept by a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Flush {
+    #[default]
+    Sync,
+    /// Written, and synced a little later. Votes and membership are always synced.
+    Async,
+}
+
 #[derive(Clone, Debug)]
 pub struct Config {
     pub cluster: String,
@@ -25,6 +43,19 @@ pub struct Config {
     pub node: String,
     pub data_dir: PathBuf,
     pub listeners: Vec<ListenerConfig>,
+    /// Where other members of the group reach this node.
+    pub peers: Option<ListenerConfig>,
+    /// Data nodes at the first start, this one among them; empty: this node alone. Their addresses
+    /// win over those in the group's membership.
+    pub replicas: Vec<NodeAddress>,
+    /// Who hosts the witness voter of a group of two.
+    pub witness: Option<NodeAddress>,
+    /// Leads when it is in step; `None`: the first by name.
+    pub preferred_leader: Option<String>,
+    pub flush: Flush,
+    /// A peer that is owed entries and takes none for so long is given up.
+    pub peer_silence_max: Duration,
+    pub seed_bytes_per_second_max: Option<u64>,
     pub http: Option<SocketAddr>,
     /// `host:port` of each.
     pub nameservers: Vec<String>,
@@ -69,6 +100,13 @@ impl Config {
                 bind: loopback,
                 advertised: None,
             }],
+            peers: None,
+            replicas: Vec::new(),
+            witness: None,
+            preferred_leader: None,
+            flush: Flush::Sync,
+            peer_silence_max: Duration::from_secs(2),
+            seed_bytes_per_second_max: None,
             http: Some(loopback),
             nameservers: Vec::new(),
             auto_create_topics: true,

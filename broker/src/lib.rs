@@ -7,6 +7,7 @@ pub mod config;
 pub mod data_dir;
 pub mod disk;
 pub mod entry;
+pub mod fault;
 pub mod filter;
 pub mod group;
 pub mod item;

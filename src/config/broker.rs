@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use drumlin_broker::config::{Config, ListenerConfig};
+use drumlin_broker::config::{Config, Flush, ListenerConfig};
 use drumlin_proto::ids::BrokerGroupName;
 
 use super::check;
 use super::key::{role, section};
 use super::reader::Reader;
-use super::value::{Bytes, HostPort};
+use super::value::{Bytes, HostPort, NodeAddress, Value};
 
 section! {
     /// Which cluster and which broker group this node belongs to.
@@ -67,6 +67,31 @@ section! {
 }
 
 section! {
+    /// Where the other members of the broker group reach this node: Raft and the files of a re-seed.
+    Peers("listeners.peers") {
+        /// Off: no such listener; only a group of one node can do without.
+        bind: Option<SocketAddr> = "";
+        /// What the others dial. Off: the bound address.
+        advertised: Option<HostPort> = "";
+    }
+}
+
+section! {
+    /// The broker group as it is made at its first start. Later changes are commands
+    /// (`drumlin cluster add`, ...); the addresses here win over those that the group has recorded.
+    Replicas("replicas") {
+        /// Data nodes of the group, this one among them. Empty: this node alone. Two need a
+        /// witness, other even numbers are refused.
+        nodes: Vec<NodeAddress> = "";
+        /// The nameserver that hosts the witness voter of a group of two. On another machine than
+        /// either data node.
+        witness: Option<NodeAddress> = "";
+        /// Leads when it is in step with the others. Off: the first by name.
+        preferred_leader: Option<String> = "";
+    }
+}
+
+section! {
     /// Health (/livez, /readyz) and metrics (/metrics).
     Http("http") {
         /// Off: no HTTP port; `drumlin health` then has nothing to ask.
@@ -107,6 +132,10 @@ section! {
         prepared_bytes: Bytes = "64MiB", unit "B", max "1GiB";
         /// Space for entries that were cut off; the oldest go first.
         quarantine_bytes_max: Bytes = "1GiB", unit "B";
+        /// sync: a message is acknowledged once it is on the disks. async: once it is written and
+        /// committed, and synced a little later: a power failure of all its nodes at once may lose
+        /// acknowledged messages.
+        flush: Flush = "sync";
         /// Log bytes between two checkpoints: what a start has to replay at most.
         checkpoint_bytes: Bytes = "256MiB", unit "B", min "1MiB", max "64GiB";
     }
@@ -149,6 +178,12 @@ section! {
         election_timeout_min: Duration = "500ms", unit "ms", min "50ms", max "60s";
         /// ... and this.
         election_timeout_max: Duration = "900ms", unit "ms", min "50ms", max "60s";
+        /// A peer that is owed entries and takes none for so long is given up, and the leader goes
+        /// on with the witness: acknowledged messages then have one copy.
+        peer_silence_max: Duration = "2s", unit "ms", min "100ms", max "60s";
+        /// Bytes a second that a re-seed of another node may take. Off: what the disk and the
+        /// network give.
+        seed_bytes_per_second_max: Option<Bytes> = "", unit "B", min "1MiB";
         /// Largest step of the wall clock that store times follow at once.
         clock_step_max: Duration = "10s", unit "s", max "1h";
     }
@@ -170,6 +205,8 @@ role! {
         listeners: Listeners,
         external: External,
         internal: Internal,
+        peers: Peers,
+        replicas: Replicas,
         http: Http,
         nameservers: Nameservers,
         topics: Topics,
@@ -187,6 +224,7 @@ impl BrokerKeys {
     pub(crate) fn binds(&self) -> Vec<check::Bound> {
         let mut binds = vec![("listeners.external.bind", self.external.bind)];
         binds.extend(self.internal.bind.map(|bind| ("listeners.internal.bind", bind)));
+        binds.extend(self.peers.bind.map(|bind| ("listeners.peers.bind", bind)));
         binds.extend(self.http.bind.map(|bind| ("http.bind", bind)));
         binds
     }
@@ -214,8 +252,61 @@ impl BrokerKeys {
             ),
             (None, None) => {}
         }
+        self.check_replicas(reader);
         self.check_sizes(reader);
         self.check_raft(reader);
+    }
+
+    fn check_replicas(&self, reader: &mut Reader) {
+        let Replicas { nodes, witness, preferred_leader } = &self.replicas;
+        let mut names: Vec<_> = nodes.iter().map(|node| node.name.as_str()).collect();
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        if names.len() < count {
+            reader.fault("replicas.nodes", "names a node twice".into());
+        }
+        if count > 0 && !names.contains(&self.node.name.as_str()) {
+            reader.fault("replicas.nodes", format!("lacks this node, {:?}", self.node.name));
+        }
+        if count > 2 && count % 2 == 0 {
+            reader
+                .fault("replicas.nodes", "is an even number of nodes: use 1, 2, 3, 5, ...".into());
+        }
+        match (count, witness) {
+            (2, None) => {
+                reader.fault("replicas.witness", "is off, but two data nodes need one".into());
+            }
+            (2, Some(_)) | (_, None) => {}
+            (_, Some(_)) => {
+                reader.fault("replicas.witness", "is only for groups of two data nodes".into());
+            }
+        }
+        if count > 1 && self.peers.bind.is_none() {
+            reader.fault("listeners.peers.bind", "is off, but the group has other nodes".into());
+        }
+        if count > 1 && self.cluster.catalog_group.is_none() {
+            reader.fault("cluster.catalog_group", "is off; name it on every broker".into());
+        }
+        if let Some(name) = preferred_leader
+            && !names.contains(&name.as_str())
+        {
+            reader.fault("replicas.preferred_leader", format!("{name:?} is not in replicas.nodes"));
+        }
+        match (self.peers.bind, &self.peers.advertised) {
+            (Some(bind), advertised) => check::advertised(
+                reader,
+                "listeners.peers.bind",
+                bind,
+                "listeners.peers.advertised",
+                advertised.as_ref(),
+            ),
+            (None, Some(_)) => reader.fault(
+                "listeners.peers.advertised",
+                "is set, but listeners.peers.bind is off".into(),
+            ),
+            (None, None) => {}
+        }
     }
 
     fn check_sizes(&self, reader: &mut Reader) {
@@ -282,6 +373,16 @@ impl BrokerKeys {
             node: self.node.name.clone(),
             data_dir: self.node.data_dir.clone(),
             listeners,
+            peers: self
+                .peers
+                .bind
+                .map(|bind| listener("peers", bind, self.peers.advertised.as_ref())),
+            replicas: self.replicas.nodes.iter().map(node_address).collect(),
+            witness: self.replicas.witness.as_ref().map(node_address),
+            preferred_leader: self.replicas.preferred_leader.clone(),
+            flush: self.log.flush,
+            peer_silence_max: self.raft.peer_silence_max,
+            seed_bytes_per_second_max: self.raft.seed_bytes_per_second_max.map(|bytes| bytes.0),
             http: self.http.bind,
             nameservers: self.nameservers.addresses.iter().map(HostPort::to_string).collect(),
             auto_create_topics: self.topics.auto_create,
@@ -306,7 +407,37 @@ impl BrokerKeys {
     }
 }
 
+fn node_address(node: &NodeAddress) -> drumlin_broker::config::NodeAddress {
+    drumlin_broker::config::NodeAddress {
+        name: node.name.clone(),
+        address: node.address.to_string(),
+    }
+}
+
 fn listener(name: &str, bind: SocketAddr, advertised: Option<&HostPort>) -> ListenerConfig {
     let advertised = advertised.map(|address| (address.host.clone(), address.port));
     ListenerConfig { name: name.into(), bind, advertised }
+}
+
+impl Value for Flush {
+    const KIND: &'static str = "sync or async";
+
+    fn parse(raw: &config::ValueKind, key: &super::key::Key) -> Result<Self, String> {
+        match String::parse(raw, key)?.as_str() {
+            "sync" => Ok(Self::Sync),
+            "async" => Ok(Self::Async),
+            other => Err(format!("{other:?} is neither sync nor async")),
+        }
+    }
+
+    fn show(&self) -> String {
+        match self {
+            Self::Sync => "\"sync\"".into(),
+            Self::Async => "\"async\"".into(),
+        }
+    }
+
+    fn above(&self, _limit: &Self) -> bool {
+        false
+    }
 }

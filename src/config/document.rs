@@ -56,7 +56,7 @@ fn facts(key: &Key) -> String {
 fn default_text(key: &Key) -> String {
     let bare = matches!(key.kind, "number" | "true or false");
     match (key.kind, key.default) {
-        ("list of host:port", list) => {
+        (kind, list) if kind.starts_with("list of ") => {
             let items: Vec<_> = list.split(',').filter(|i| !i.is_empty()).collect();
             format!("{items:?}")
         }

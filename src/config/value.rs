@@ -266,23 +266,75 @@ impl std::fmt::Display for HostPort {
 
 quoted_text!(HostPort, "host:port", |text| Self::parse_text(&text), |value| value.to_string());
 
-/// A list of addresses; in the environment and in flags separated by commas.
+/// A node of the cluster and where its peers reach it: `name@host:port`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NodeAddress {
+    pub(crate) name: String,
+    pub(crate) address: HostPort,
+}
+
+impl NodeAddress {
+    fn parse_text(text: &str) -> Result<Self, String> {
+        let fault = || format!("{text:?} is no name@host:port");
+        let (name, address) = text.trim().split_once('@').ok_or_else(fault)?;
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        if name.is_empty() || !name.chars().all(allowed) {
+            return Err(fault());
+        }
+        Ok(Self { name: name.to_owned(), address: HostPort::parse_text(address)? })
+    }
+}
+
+impl std::fmt::Display for NodeAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.name, self.address)
+    }
+}
+
+quoted_text!(NodeAddress, "name@host:port", |text| Self::parse_text(&text), |value| value
+    .to_string());
+
+/// Items of a TOML list; in the environment and in flags separated by commas.
+fn items<T>(raw: &ValueKind, parse: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
+    let texts = match raw {
+        ValueKind::Array(items) => {
+            items.iter().map(|item| text(&item.kind)).collect::<Result<Vec<_>, _>>()?
+        }
+        other => text(other)?.split([',', ';']).map(|t| t.trim().to_owned()).collect(),
+    };
+    texts.iter().filter(|t| !t.is_empty()).map(|t| parse(t)).collect()
+}
+
+fn show_items<T: Value>(items: &[T]) -> String {
+    let items: Vec<_> = items.iter().map(Value::show).collect();
+    format!("[{}]", items.join(", "))
+}
+
+impl Value for Vec<NodeAddress> {
+    const KIND: &'static str = "list of name@host:port";
+
+    fn parse(raw: &ValueKind, _key: &Key) -> Result<Self, String> {
+        items(raw, NodeAddress::parse_text)
+    }
+
+    fn show(&self) -> String {
+        show_items(self)
+    }
+
+    fn above(&self, _limit: &Self) -> bool {
+        false
+    }
+}
+
 impl Value for Vec<HostPort> {
     const KIND: &'static str = "list of host:port";
 
     fn parse(raw: &ValueKind, _key: &Key) -> Result<Self, String> {
-        let texts = match raw {
-            ValueKind::Array(items) => {
-                items.iter().map(|item| text(&item.kind)).collect::<Result<Vec<_>, _>>()?
-            }
-            other => text(other)?.split([',', ';']).map(|t| t.trim().to_owned()).collect(),
-        };
-        texts.iter().filter(|t| !t.is_empty()).map(|t| HostPort::parse_text(t)).collect()
+        items(raw, HostPort::parse_text)
     }
 
     fn show(&self) -> String {
-        let items: Vec<_> = self.iter().map(Value::show).collect();
-        format!("[{}]", items.join(", "))
+        show_items(self)
     }
 
     fn above(&self, _limit: &Self) -> bool {
