@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "drumlin/v1/broker.proto",
         "drumlin/v1/admin.proto",
         "drumlin/v1/route.proto",
+        "drumlin/v1/forward.proto",
         "drumlin/v1/peer.proto",
     ];
     for file in files {

@@ -356,6 +356,7 @@ fn hello(context: &Context, listeners: &[Bound]) -> Hello {
         node: config.node.clone(),
         listeners: listeners.iter().map(listener).collect(),
         catalog: config.broker_group == config.catalog_group,
+        succeeds_group_uuid: String::new(),
     }
 }
 

@@ -20,3 +20,4 @@ pub mod replica;
 pub mod retention;
 pub mod service;
 mod upkeep;
+pub mod whereabouts;

@@ -177,7 +177,7 @@ impl Admin {
         &self,
         group: &str,
         topic: &str,
-        queue_id: u32,
+        (broker_group, queue_id): (&str, u32),
         offset: QueueOffset,
     ) -> Result<(), Error> {
         let request = native::CommitOffsetRequest {
@@ -185,6 +185,7 @@ impl Admin {
             topic: topic.into(),
             queue_id,
             offset: offset.get(),
+            broker_group: broker_group.into(),
         };
         ask!(self, commit_offset, request).map(drop)
     }
@@ -194,12 +195,13 @@ impl Admin {
         &self,
         group: &str,
         topic: &str,
-        queue_id: u32,
+        (broker_group, queue_id): (&str, u32),
     ) -> Result<Option<QueueOffset>, Error> {
         let request = native::GetCommittedOffsetRequest {
             group: group.into(),
             topic: topic.into(),
             queue_id,
+            broker_group: broker_group.into(),
         };
         Ok(ask!(self, get_committed_offset, request)?.offset.map(QueueOffset::new))
     }

@@ -222,7 +222,11 @@ mod tests {
     #[test]
     fn every_native_code_but_ok_is_a_failure_that_keeps_its_text() {
         for number in 0..=14 {
-            let status = drumlin_proto::native::Status { code: number, message: "because".into() };
+            let status = drumlin_proto::native::Status {
+                code: number,
+                message: "because".into(),
+                leader: None,
+            };
             let error = Error::of_native(Some(&status));
             assert_eq!(error.is_none(), number == 0);
             assert!(error.is_none_or(|e| e.hint() == Some("because")));

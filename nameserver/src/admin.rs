@@ -47,7 +47,7 @@ fn is_ok(status: Option<&NativeStatus>) -> bool {
 }
 
 fn fault(code: Code, message: String) -> Option<NativeStatus> {
-    Some(NativeStatus { code: code.into(), message })
+    Some(NativeStatus { code: code.into(), message, leader: None })
 }
 
 impl AdminService {

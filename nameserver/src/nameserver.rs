@@ -79,7 +79,7 @@ impl Nameserver {
         let table = RouteTable::new(config.timing(), remembered.clone(), Instant::now());
         let shared = Arc::new(Shared {
             directory: Directory::new(table),
-            forwarder: Forwarder::new(),
+            forwarder: Forwarder::default(),
             metrics: Metrics::new(&config.cluster, &config.node),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),

@@ -73,7 +73,7 @@ fn refusal(error: &HelloError) -> RegisterResponse {
         HelloError::Refused(Refusal::TooMany { .. }) => Code::Busy,
         HelloError::Refused(Refusal::Replaced) => Code::Unavailable,
     };
-    let status = NativeStatus { code: code.into(), message: error.to_string() };
+    let status = NativeStatus { code: code.into(), message: error.to_string(), leader: None };
     RegisterResponse { status: Some(status), ..Default::default() }
 }
 

@@ -12,6 +12,7 @@ use drumlin_proto::native::register_request::{Heartbeat, Hello, Topics};
 use drumlin_proto::native::{
     Address, GroupRoute, Listener, NodeRoute, QueueRoute, Topic, TopicRoute, TopicType,
 };
+use drumlin_proto::route::address_of;
 
 /// Broker groups that one table takes.
 pub const GROUPS_MAX: usize = 256;
@@ -100,9 +101,7 @@ impl Node {
     }
 
     fn address(&self, listener: &str) -> Option<&Address> {
-        let named = self.listeners.iter().find(|known| known.name == listener);
-        let only = if let [only] = self.listeners.as_slice() { Some(only) } else { None };
-        named.or(only).and_then(|known| known.advertised.as_ref())
+        address_of(&self.listeners, listener)
     }
 
     /// When the registration ends if nothing is heard.

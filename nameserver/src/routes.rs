@@ -76,7 +76,7 @@ async fn watch(
                 let Ok(Some(request)) = request else { return };
                 if request.topics.len() > TOPICS_MAX {
                     let message = format!("{TOPICS_MAX} topics may be watched at once");
-                    let status = Some(NativeStatus { code: Code::InvalidArgument.into(), message });
+                    let status = Some(NativeStatus { code: Code::InvalidArgument.into(), message, leader: None });
                     let refusal = WatchRoutesResponse { status, routes: Vec::new() };
                     answers.send(Ok(refusal)).await.ok();
                     return;

@@ -1,6 +1,7 @@
-//! The contract: RocketMQ's and our own gRPC APIs, names and ids that every crate shares, and the
-//! record format that the SDK builds and the broker stores unchanged.
+//! The contract: RocketMQ's and our own gRPC APIs, names and ids that every crate shares, the record
+//! format that the SDK builds and the broker stores unchanged, and how calls are sent on.
 
+pub mod forward;
 pub mod ids;
 pub mod record;
 pub mod route;

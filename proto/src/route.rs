@@ -73,6 +73,16 @@ pub fn name_with_namespace(resource: &rocketmq::Resource, header_namespace: &str
     }
 }
 
+/// Where a process is reached through its listener of this name, or through its only one.
+pub fn address_of<'a>(
+    listeners: &'a [native::Listener],
+    name: &str,
+) -> Option<&'a native::Address> {
+    let named = listeners.iter().find(|listener| listener.name == name);
+    let only = if let [only] = listeners { Some(only) } else { None };
+    named.or(only).and_then(|listener| listener.advertised.as_ref())
+}
+
 /// One address with its scheme, as RocketMQ clients want it: exactly one address.
 pub fn endpoints(address: &native::Address) -> rocketmq::Endpoints {
     let literal = address.host.trim_start_matches('[').trim_end_matches(']');

@@ -213,8 +213,13 @@ async fn read_queue(channel: Channel, queue_id: Queue) -> Result<Vec<FetchedRun>
 
 /// Commits the end of what is acknowledged in each queue, once.
 pub async fn commit_offset(channel: &Channel, queue_id: Queue, offset: u64) -> Result<()> {
-    let request =
-        CommitOffsetRequest { group: GROUP.into(), topic: TOPIC.into(), queue_id, offset };
+    let request = CommitOffsetRequest {
+        group: GROUP.into(),
+        topic: TOPIC.into(),
+        queue_id,
+        offset,
+        ..Default::default()
+    };
     let answer = AdminClient::new(channel.clone()).commit_offset(request).await?.into_inner();
     let status = answer.status.context("no status")?;
     ensure!(status.code() == status::Code::Ok, "{status:?}");
@@ -224,8 +229,12 @@ pub async fn commit_offset(channel: &Channel, queue_id: Queue, offset: u64) -> R
 pub async fn committed_offsets(channel: &Channel) -> Result<BTreeMap<Queue, Option<u64>>> {
     let mut offsets = BTreeMap::new();
     for queue_id in 0..QUEUE_COUNT {
-        let request =
-            GetCommittedOffsetRequest { group: GROUP.into(), topic: TOPIC.into(), queue_id };
+        let request = GetCommittedOffsetRequest {
+            group: GROUP.into(),
+            topic: TOPIC.into(),
+            queue_id,
+            ..Default::default()
+        };
         let mut client = AdminClient::new(channel.clone());
         offsets.insert(queue_id, client.get_committed_offset(request).await?.into_inner().offset);
     }

@@ -213,13 +213,23 @@ async fn topics_and_offsets_are_administered() {
     let offsets = admin.query_offsets(offsets).await.unwrap().into_inner().offsets;
     assert_eq!(offsets.iter().map(|o| o.offset).collect::<Vec<_>>(), [0, 0, 0]);
 
-    let commit =
-        |offset| CommitOffsetRequest { group: "g".into(), topic: "t".into(), queue_id: 0, offset };
+    let commit = |offset| CommitOffsetRequest {
+        group: "g".into(),
+        topic: "t".into(),
+        queue_id: 0,
+        offset,
+        ..Default::default()
+    };
     let status = admin.commit_offset(commit(1)).await.unwrap().into_inner().status;
     assert_eq!(code(status.as_ref()), Code::Ok);
     let status = admin.commit_offset(commit(3)).await.unwrap().into_inner().status;
     assert_eq!(code(status.as_ref()), Code::OffsetOutOfRange);
-    let asked = GetCommittedOffsetRequest { group: "g".into(), topic: "t".into(), queue_id: 0 };
+    let asked = GetCommittedOffsetRequest {
+        group: "g".into(),
+        topic: "t".into(),
+        queue_id: 0,
+        ..Default::default()
+    };
     let committed = admin.get_committed_offset(asked).await.unwrap().into_inner();
     assert_eq!(committed.offset, Some(1));
 

@@ -104,13 +104,13 @@ impl Fault {
     }
 
     pub(crate) fn status(self) -> Option<NativeStatus> {
-        Some(NativeStatus { code: self.code.into(), message: self.message })
+        Some(NativeStatus { code: self.code.into(), message: self.message, leader: None })
     }
 }
 
 /// Success, in a response.
 pub(crate) fn ok() -> Option<NativeStatus> {
-    Some(NativeStatus { code: Code::Ok.into(), message: String::new() })
+    Some(NativeStatus { code: Code::Ok.into(), ..Default::default() })
 }
 
 impl From<ProposeError> for Fault {

@@ -72,7 +72,7 @@ impl Broker for Leader {
             } else {
                 failed.insert(request.queue_id);
             }
-            let status = Some(Status { code: code.into(), message: String::new() });
+            let status = Some(Status { code: code.into(), ..Default::default() });
             Ok(ProduceResponse { sequence: request.sequence, status, ..Default::default() })
         });
         Ok(Response::new(Box::pin(answers)))

@@ -102,6 +102,7 @@ impl FakeBroker {
             node: format!("{}-0", self.name),
             listeners: vec![listener("internal", "127.0.0.1"), listener("external", "localhost")],
             catalog: self.name == "a",
+            succeeds_group_uuid: String::new(),
         }
     }
 

@@ -25,6 +25,7 @@ fn hello(group: &str, node: &str) -> Hello {
         node: node.into(),
         listeners: vec![listener("internal", 1), listener("external", 2)],
         catalog: group == "a",
+        succeeds_group_uuid: String::new(),
     }
 }
 

@@ -66,7 +66,7 @@ impl Bench {
     fn answer(&mut self, sequence: u64, code: status::Code) {
         let answer = ProduceResponse {
             sequence,
-            status: Some(Status { code: code.into(), message: String::new() }),
+            status: Some(Status { code: code.into(), ..Default::default() }),
             queue_id: 3,
             base_offset: sequence * 100,
             ..ProduceResponse::default()
