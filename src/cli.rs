@@ -25,7 +25,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Nameserver and broker in one process on loopback, for development
+    /// Nameserver and broker in one process on loopback, for development; or a whole cluster
     Dev(dev::Dev),
     /// Run a broker
     Broker(broker::Broker),
@@ -167,6 +167,7 @@ mod tests {
         for line in [
             "drumlin dev",
             "drumlin dev --data-dir d --nameserver-port 0 --broker-port 0 --http-port 0 -o json",
+            "drumlin dev --cluster --data-dir d --peer-port 0 --set log.segment_bytes=1MiB",
             "drumlin broker -c a.toml -c b.toml --set log.segment_bytes=1MiB",
             "drumlin nameserver -c a.toml --check-config",
             "drumlin broker --print-config -o json",

@@ -25,6 +25,7 @@ impl Broker {
         if self.config.answer(&loaded, global)? {
             return Ok(());
         }
+        self.config.tie_to_parent()?;
         logging::start(global, &loaded.keys.node.name, "info,openraft=warn")?;
         server::log_start("broker", &loaded);
         super::runtime()?.block_on(serve(&loaded.keys))

@@ -1,4 +1,5 @@
-//! `drumlin dev`: nameserver and broker in one process on loopback.
+//! `drumlin dev`: nameserver and broker in one process on loopback, or with `--cluster` a whole set
+//! of processes.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -15,8 +16,15 @@ use crate::config::{self, BrokerKeys, Given, Keys, Loaded, NameserverKeys};
 use crate::failure::Failure;
 use crate::{logging, output};
 
+mod children;
+mod plan;
+
 #[derive(Debug, Args)]
 pub(crate) struct Dev {
+    /// Two nameservers and two broker groups of two nodes, each a process of its own. Of every
+    /// port, the next node has it 10 higher; HTTP of a nameserver is one above its port
+    #[arg(long)]
+    cluster: bool,
     /// Where everything is kept
     #[arg(long, value_name = "DIR", default_value = "./data")]
     data_dir: PathBuf,
@@ -29,6 +37,9 @@ pub(crate) struct Dev {
     /// 0: any free one
     #[arg(long, value_name = "PORT", default_value_t = 8082)]
     http_port: u16,
+    /// Between brokers of a cluster; 0: any free one
+    #[arg(long, value_name = "PORT", default_value_t = 10912, requires = "cluster")]
+    peer_port: u16,
     /// One key of the broker or the nameserver
     #[arg(long, value_name = "SECTION.KEY=VALUE", value_parser = server::setting)]
     set: Vec<(String, String)>,
@@ -43,6 +54,9 @@ struct Bound {
 
 impl Dev {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
+        if self.cluster {
+            return self.run_cluster(global);
+        }
         let nameserver: Loaded<NameserverKeys> =
             config::load(&self.given(self.nameserver_preset()), BrokerKeys::TABLES)?;
         let broker: Loaded<BrokerKeys> =
@@ -51,6 +65,21 @@ impl Dev {
         server::log_start("nameserver", &nameserver);
         server::log_start("broker", &broker);
         super::runtime()?.block_on(self.serve(&nameserver.keys, &broker.keys, global))
+    }
+
+    fn run_cluster(&self, global: &Global) -> Result<(), Failure> {
+        let ports = plan::BasePorts {
+            nameserver: self.nameserver_port,
+            broker: self.broker_port,
+            http: self.http_port,
+            peer: self.peer_port,
+        };
+        let nodes = plan::two_groups(&ports)?;
+        for node in &nodes {
+            node.write_configuration(&self.data_dir, &self.set)?;
+        }
+        logging::start(global, "dev", "info")?;
+        super::runtime()?.block_on(children::run(&self.data_dir, nodes, global))
     }
 
     /// Keys of the other role are none of this one's, so both may be set.

@@ -56,9 +56,9 @@ impl Health {
     }
 }
 
-struct Answer {
-    status: u16,
-    body: String,
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) body: String,
 }
 
 /// The answer of the first address where somebody listens.
@@ -82,7 +82,7 @@ fn shown(time: Duration) -> String {
     format!("{} ms", time.as_millis())
 }
 
-async fn get(address: &str, path: &str) -> Result<Answer, String> {
+pub(super) async fn get(address: &str, path: &str) -> Result<Answer, String> {
     let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await

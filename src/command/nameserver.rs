@@ -24,6 +24,7 @@ impl Nameserver {
         if self.config.answer(&loaded, global)? {
             return Ok(());
         }
+        self.config.tie_to_parent()?;
         logging::start(global, &loaded.keys.node.name, "info,openraft=warn")?;
         server::log_start("nameserver", &loaded);
         super::runtime()?.block_on(serve(&loaded.keys))

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{Global, Shape};
 use crate::config::{self, Flag, Given, Keys, Loaded};
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 use crate::output;
 
 /// Where a server's configuration comes from.
@@ -33,6 +33,9 @@ pub(crate) struct ConfigArgs {
     /// Print a commented file with every key and its default
     #[arg(long, conflicts_with_all = ["check_config", "print_config"])]
     pub(crate) example_config: bool,
+    /// Dies with the process of this id, which started it
+    #[arg(long, value_name = "PID", hide = true)]
+    pub(crate) parent: Option<u32>,
 }
 
 pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
@@ -53,6 +56,20 @@ impl ConfigArgs {
         let given =
             Given { preset: None, files: self.config.clone(), environment: environment(), flags };
         Ok(config::load(&given, &[])?)
+    }
+
+    /// With `--parent`: has the kernel end this process once its parent is gone, however it went.
+    /// Where the kernel cannot, this does nothing.
+    pub(crate) fn tie_to_parent(&self) -> Result<(), Failure> {
+        let Some(parent) = self.parent else { return Ok(()) };
+        #[cfg(target_os = "linux")]
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+            .map_err(io::Error::from)?;
+        let now = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
+        match now.and_then(|pid| u32::try_from(pid).ok()) == Some(parent) {
+            true => Ok(()),
+            false => Err(Failure::new(Kind::Failed, format!("process {parent} is gone already"))),
+        }
     }
 
     /// Answers `--example-config`; true if nothing is left to do.

@@ -20,10 +20,10 @@ pub(crate) use broker::BrokerKeys;
 pub(crate) use document::{document, effective};
 pub(crate) use fault::{Faults, nearest};
 pub(crate) use nameserver::NameserverKeys;
-pub(crate) use reader::{Keys, Loaded};
+pub(crate) use reader::{Effective, Keys, Loaded};
 pub(crate) use value::parse_duration;
 
-use key::Table;
+pub(crate) use key::Table;
 use reader::Reader;
 use source::Layers;
 

@@ -3,5 +3,6 @@
 mod abuse;
 mod cli;
 mod clock;
+mod dev_cluster;
 mod disk_full;
 mod durability;
