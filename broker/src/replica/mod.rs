@@ -19,6 +19,7 @@ use crate::queue::index::{Index, Line};
 
 pub mod checkpoint;
 pub mod clock;
+pub mod gate;
 pub mod membership;
 pub mod start;
 pub mod state;
