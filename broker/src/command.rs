@@ -8,8 +8,13 @@ use drumlin_proto::ids::{BrokerGroupName, GroupName, QueueKey, QueueOffset, Topi
 use crate::position::{EntryIndex, LogOffset};
 
 mod archive;
+mod definitions;
+pub mod level;
 
 pub use archive::{CommandError, decode, encode};
+pub use definitions::{
+    CatalogChange, CatalogDelta, Deleted, GroupDefinition, MessageGroupPlace, Shares, Topic,
+};
 
 /// Identity of a consumer group in the log; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -114,6 +119,16 @@ pub enum Command {
         /// Where the frame of the entry `below` begins.
         position: LogOffset,
     },
+    Catalog(CatalogChange),
+    /// From now on the group may use what a release introduced.
+    RaiseFeatureLevel {
+        level: u32,
+        /// Of the node that proposed it.
+        release: String,
+    },
+    /// Of a feature level that no release has.
+    #[cfg(test)]
+    Unreleased,
 }
 
 /// Takes records of one queue for one client.
@@ -196,6 +211,14 @@ pub enum Refusal {
     LeaseOutdated { planned: QueueOffset, actual: QueueOffset },
     #[error(transparent)]
     Lease(#[from] LeaseRefusal),
+    #[error("the definition has changed meanwhile: it has version {version}")]
+    TopicChanged { version: u32 },
+    #[error("the queue list is being changed already")]
+    TopicChanging,
+    #[error("a queue list only grows: {broker_group} has {queue_count} queues already")]
+    SharesShrink { broker_group: BrokerGroupName, queue_count: u16 },
+    #[error("the copy of the catalog is at version {version}")]
+    CopyElsewhere { version: u64 },
     /// The proposer broke the command's contract.
     #[error("the command is malformed: {field}")]
     Malformed { field: &'static str },

@@ -305,7 +305,9 @@ impl Metrics {
             ProposeError::Refused(
                 Refusal::TooManyTopics { .. } | Refusal::TooManyGroups { .. },
             ) => self.refused(Reason::Limit),
-            ProposeError::Refused(_) | ProposeError::OutOfOrder => {}
+            ProposeError::Refused(_)
+            | ProposeError::OutOfOrder
+            | ProposeError::FeatureLevel { .. } => {}
             ProposeError::Busy { .. } => self.refused(Reason::InFlightBytes),
             ProposeError::DiskFull(_) => self.refused(Reason::DiskFull),
             ProposeError::NotLeader { .. } => self.refused(Reason::NotLeader),

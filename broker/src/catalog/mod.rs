@@ -1,50 +1,28 @@
 //! Definitions of topics and consumer groups: who exists, under which id.
 //!
-//! Pure. Ids are never reused, so what is deleted and created again is something new. Knows no
-//! queue ends, offsets or leases.
+//! Pure. Ids are never reused, so what is deleted and created again is something new. The catalog
+//! group's catalog owns the definitions and stamps each change with its version; the other broker
+//! groups' catalogs are copies of it at one of its versions. Knows no queue ends, offsets or leases.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use drumlin_proto::ids::{BrokerGroupName, GroupName, QueueId, QueueKey, TopicId, TopicName};
+use drumlin_proto::ids::{BrokerGroupName, GroupName, TopicId, TopicName};
 
-use crate::command::{GroupId, GroupStart, Refusal, TopicType};
+pub use crate::command::Topic;
+use crate::command::{Deleted, GroupDefinition, GroupId, GroupStart};
 use crate::position::LogOffset;
 
-/// How much a catalog may hold; the same on all replicas.
+mod copies;
+mod owner;
+
+pub(crate) use owner::NewTopic;
+
+/// How much a catalog may hold, where commands do not say.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub topics_max: u32,
     pub groups_max: u32,
-}
-
-/// Definition of a topic.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Topic {
-    pub id: TopicId,
-    pub name: TopicName,
-    pub kind: TopicType,
-    /// Queues on each broker group, ascending by name.
-    pub shares: Vec<(BrokerGroupName, u16)>,
-    /// Rises with each change of the definition, from 1.
-    pub version: u32,
-    /// Store clock, ms since the epoch.
-    pub created_ms: u64,
-}
-
-impl Topic {
-    /// Queues on a broker group; 0 if it has no share.
-    pub fn queue_count(&self, broker_group: &BrokerGroupName) -> u16 {
-        let share = self.shares.iter().find(|(name, _)| name == broker_group);
-        share.map_or(0, |(_, queue_count)| *queue_count)
-    }
-
-    /// The queues on a broker group, ascending.
-    pub fn queues(&self, broker_group: &BrokerGroupName) -> impl Iterator<Item = QueueKey> + use<> {
-        let topic = self.id;
-        let queues = 0..self.queue_count(broker_group);
-        queues.map(move |queue| QueueKey { topic, queue: QueueId::new(queue) })
-    }
 }
 
 /// Definition of a consumer group.
@@ -53,10 +31,26 @@ pub struct ConsumerGroup {
     pub id: GroupId,
     pub name: GroupName,
     pub start: GroupStart,
-    /// Store clock, ms since the epoch.
+    /// Store clock of the catalog group, ms since the epoch.
     pub created_ms: u64,
-    /// Where the entry lies that created it: what is stored behind it counts as later.
+    /// Where the entry lies that brought it to this broker group: what is stored behind it counts
+    /// as later.
     pub created_at: LogOffset,
+    /// Version of the catalog that the last change made.
+    pub changed: u64,
+}
+
+impl ConsumerGroup {
+    /// What of it is the same everywhere.
+    pub fn definition(&self) -> GroupDefinition {
+        GroupDefinition {
+            id: self.id,
+            name: self.name.clone(),
+            start: self.start,
+            created_ms: self.created_ms,
+            changed: self.changed,
+        }
+    }
 }
 
 /// All topics and consumer groups.
@@ -69,6 +63,12 @@ pub struct Catalog {
     next_topic: u32,
     next_group: u32,
     version: u64,
+    /// Whether other broker groups may have copies: deletions are kept for them, then.
+    shared: bool,
+    /// Deletions by the version that made them, until every copy has them.
+    deleted: Arc<BTreeMap<u64, Deleted>>,
+    /// How far the copies of other broker groups are at least.
+    confirmed: Arc<BTreeMap<BrokerGroupName, u64>>,
 }
 
 /// What a catalog consists of, for checkpoints.
@@ -79,7 +79,15 @@ pub struct CatalogParts {
     pub next_topic: u32,
     pub next_group: u32,
     pub version: u64,
+    pub shared: bool,
+    /// Ascending by version.
+    pub deleted: Vec<(u64, Deleted)>,
+    pub confirmed: Vec<(BrokerGroupName, u64)>,
 }
+
+/// The stamp of everything that was made before definitions were shared. A state that was written
+/// then does not tell, so that it must be the same for all.
+pub(crate) const UNSHARED_STAMP: u64 = 1;
 
 impl Default for Catalog {
     /// Empty; the first ids are 1, because a run names topic 0 until the broker knows better.
@@ -92,21 +100,36 @@ impl Default for Catalog {
             next_topic: 1,
             next_group: 1,
             version: 0,
+            shared: false,
+            deleted: Arc::default(),
+            confirmed: Arc::default(),
         }
     }
 }
 
 impl Catalog {
+    /// Also of a topic that cannot be used yet.
     pub fn topic(&self, id: TopicId) -> Option<&Arc<Topic>> {
         self.topics.get(&id)
     }
 
+    /// A topic that can be used.
     pub fn topic_by_name(&self, name: &TopicName) -> Option<&Arc<Topic>> {
+        self.definition_by_name(name).filter(|topic| topic.is_active())
+    }
+
+    /// Topics that can be used, ascending by id.
+    pub fn topics(&self) -> impl Iterator<Item = &Arc<Topic>> {
+        self.definitions().filter(|topic| topic.is_active())
+    }
+
+    /// Also of a topic that cannot be used yet.
+    pub fn definition_by_name(&self, name: &TopicName) -> Option<&Arc<Topic>> {
         self.topics.get(self.topic_ids.get(name)?)
     }
 
-    /// Ascending by id.
-    pub fn topics(&self) -> impl ExactSizeIterator<Item = &Arc<Topic>> {
+    /// Topics and those to be, ascending by id.
+    pub fn definitions(&self) -> impl ExactSizeIterator<Item = &Arc<Topic>> {
         self.topics.values()
     }
 
@@ -123,9 +146,19 @@ impl Catalog {
         self.groups.values()
     }
 
-    /// Rises with every change of the catalog.
+    /// Rises with every change of the catalog; of a copy: the owner's version that it equals.
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// How far the copy of a broker group is at least; `None` if it has none.
+    pub fn confirmed(&self, broker_group: &BrokerGroupName) -> Option<u64> {
+        self.confirmed.get(broker_group).copied()
+    }
+
+    /// The oldest deletion that not every copy has confirmed.
+    pub fn oldest_deletion(&self) -> Option<u64> {
+        self.deleted.keys().next().copied()
     }
 
     /// Whether a topic has or had the id.
@@ -133,76 +166,33 @@ impl Catalog {
         id.get() < self.next_topic
     }
 
-    pub(crate) fn create_topic(
-        &mut self,
-        name: &TopicName,
-        kind: TopicType,
-        shares: &[(BrokerGroupName, u16)],
-        clock_ms: u64,
-        limits: Limits,
-    ) -> Result<TopicId, Refusal> {
-        if self.topic_ids.contains_key(name) {
-            return Err(Refusal::TopicExists(name.clone()));
-        }
-        let ascending = shares.windows(2).all(|pair| matches!(pair, [a, b] if a.0 < b.0));
-        if shares.is_empty() || !ascending || shares.iter().any(|(_, queues)| *queues == 0) {
-            return Err(Refusal::Malformed { field: "shares" });
-        }
-        if self.topics.len() >= usize::try_from(limits.topics_max).unwrap_or(usize::MAX) {
-            return Err(Refusal::TooManyTopics { topics_max: limits.topics_max });
-        }
-        let id = TopicId::new(self.next_topic);
-        self.next_topic = self.next_topic.checked_add(1).expect("topic ids last for 2^32 topics");
-        let topic = Topic {
-            id,
-            name: name.clone(),
-            kind,
-            shares: shares.to_vec(),
-            version: 1,
-            created_ms: clock_ms,
-        };
-        self.topics.insert(id, Arc::new(topic));
-        Arc::make_mut(&mut self.topic_ids).insert(name.clone(), id);
-        self.version += 1;
-        Ok(id)
+    /// From now on deletions are kept for copies.
+    pub(crate) fn share(&mut self) {
+        self.shared = true;
     }
 
-    pub(crate) fn delete_topic(&mut self, id: TopicId) -> Result<Arc<Topic>, Refusal> {
-        let topic = self.topics.remove(&id).ok_or(Refusal::TopicNotFound)?;
+    fn insert_topic(&mut self, topic: Topic) {
+        Arc::make_mut(&mut self.topic_ids).insert(topic.name.clone(), topic.id);
+        self.next_topic = self.next_topic.max(topic.id.get().saturating_add(1));
+        self.topics.insert(topic.id, Arc::new(topic));
+    }
+
+    fn remove_topic(&mut self, id: TopicId) -> Option<Arc<Topic>> {
+        let topic = self.topics.remove(&id)?;
         Arc::make_mut(&mut self.topic_ids).remove(&topic.name);
-        self.version += 1;
-        Ok(topic)
+        Some(topic)
     }
 
-    pub(crate) fn create_group(
-        &mut self,
-        name: &GroupName,
-        start: GroupStart,
-        clock_ms: u64,
-        created_at: LogOffset,
-        limits: Limits,
-    ) -> Result<GroupId, Refusal> {
-        if let Some(id) = self.group_ids.get(name) {
-            return Err(Refusal::GroupExists(*id));
-        }
-        if self.groups.len() >= usize::try_from(limits.groups_max).unwrap_or(usize::MAX) {
-            return Err(Refusal::TooManyGroups { groups_max: limits.groups_max });
-        }
-        let id = GroupId(self.next_group);
-        self.next_group = self.next_group.checked_add(1).expect("group ids last for 2^32 groups");
-        let name = name.clone();
-        Arc::make_mut(&mut self.group_ids).insert(name.clone(), id);
-        let group = ConsumerGroup { id, name, start, created_ms: clock_ms, created_at };
-        self.groups.insert(id, Arc::new(group));
-        self.version += 1;
-        Ok(id)
+    fn insert_group(&mut self, group: ConsumerGroup) {
+        Arc::make_mut(&mut self.group_ids).insert(group.name.clone(), group.id);
+        self.next_group = self.next_group.max(group.id.0.saturating_add(1));
+        self.groups.insert(group.id, Arc::new(group));
     }
 
-    pub(crate) fn delete_group(&mut self, id: GroupId) -> Result<(), Refusal> {
-        let group = self.groups.remove(&id).ok_or(Refusal::GroupNotFound)?;
+    fn remove_group(&mut self, id: GroupId) -> Option<Arc<ConsumerGroup>> {
+        let group = self.groups.remove(&id)?;
         Arc::make_mut(&mut self.group_ids).remove(&group.name);
-        self.version += 1;
-        Ok(())
+        Some(group)
     }
 
     pub(crate) fn to_parts(&self) -> CatalogParts {
@@ -212,12 +202,15 @@ impl Catalog {
             next_topic: self.next_topic,
             next_group: self.next_group,
             version: self.version,
+            shared: self.shared,
+            deleted: self.deleted.iter().map(|(version, gone)| (*version, *gone)).collect(),
+            confirmed: self.confirmed.iter().map(|(name, upto)| (name.clone(), *upto)).collect(),
         }
     }
 
     /// `None` if the parts contradict each other.
     pub(crate) fn from_parts(parts: CatalogParts) -> Option<Self> {
-        let CatalogParts { topics, groups, next_topic, next_group, version } = parts;
+        let CatalogParts { topics, groups, next_topic, next_group, version, .. } = parts;
         let (topic_count, group_count) = (topics.len(), groups.len());
         let topic_ids: BTreeMap<_, _> = topics.iter().map(|t| (t.name.clone(), t.id)).collect();
         let group_ids: BTreeMap<_, _> = groups.iter().map(|g| (g.name.clone(), g.id)).collect();
@@ -237,116 +230,12 @@ impl Catalog {
             next_topic,
             next_group,
             version,
+            shared: parts.shared,
+            deleted: Arc::new(parts.deleted.into_iter().collect()),
+            confirmed: Arc::new(parts.confirmed.into_iter().collect()),
         })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LIMITS: Limits = Limits { topics_max: 2, groups_max: 2 };
-
-    fn name(text: &str) -> TopicName {
-        TopicName::parse(text).unwrap()
-    }
-
-    fn group(text: &str) -> GroupName {
-        GroupName::parse(text).unwrap()
-    }
-
-    fn share(text: &str, queues: u16) -> (BrokerGroupName, u16) {
-        (BrokerGroupName::parse(text).unwrap(), queues)
-    }
-
-    fn create(catalog: &mut Catalog, topic: &str) -> Result<TopicId, Refusal> {
-        let shares = [share("a", 4), share("b", 2)];
-        catalog.create_topic(&name(topic), TopicType::Normal, &shares, 7, LIMITS)
-    }
-
-    #[test]
-    fn a_topic_created_again_is_a_new_one() {
-        let mut catalog = Catalog::default();
-        let first = create(&mut catalog, "t").unwrap();
-        assert_eq!(create(&mut catalog, "t"), Err(Refusal::TopicExists(name("t"))));
-        assert_eq!(catalog.delete_topic(first).unwrap().name, name("t"));
-        assert_eq!(catalog.delete_topic(first), Err(Refusal::TopicNotFound));
-        let second = create(&mut catalog, "t").unwrap();
-        assert!(second > first);
-        assert!(catalog.topic(first).is_none());
-        assert_eq!(catalog.topic_by_name(&name("t")).unwrap().id, second);
-        assert_eq!(catalog.version(), 3);
-    }
-
-    #[test]
-    fn a_group_created_again_is_a_new_one() {
-        let mut catalog = Catalog::default();
-        let create = |catalog: &mut Catalog| {
-            let (start, at) = (GroupStart::Latest, LogOffset::new(80));
-            catalog.create_group(&group("g"), start, 7, at, LIMITS)
-        };
-        let first = create(&mut catalog).unwrap();
-        assert_eq!(create(&mut catalog), Err(Refusal::GroupExists(first)));
-        catalog.delete_group(first).unwrap();
-        assert_eq!(catalog.delete_group(first), Err(Refusal::GroupNotFound));
-        let second = create(&mut catalog).unwrap();
-        assert!(second > first);
-        assert_eq!(catalog.group_by_name(&group("g")).unwrap().id, second);
-        assert!(catalog.group(first).is_none());
-    }
-
-    #[test]
-    fn limits_count_what_exists_now() {
-        let mut catalog = Catalog::default();
-        let first = create(&mut catalog, "t1").unwrap();
-        create(&mut catalog, "t2").unwrap();
-        assert_eq!(create(&mut catalog, "t3"), Err(Refusal::TooManyTopics { topics_max: 2 }));
-        catalog.delete_topic(first).unwrap();
-        create(&mut catalog, "t3").unwrap();
-    }
-
-    #[test]
-    fn shares_must_be_ascending_and_not_empty() {
-        let mut catalog = Catalog::default();
-        let cases = [
-            vec![],
-            vec![share("a", 0)],
-            vec![share("b", 1), share("a", 1)],
-            vec![share("a", 1), share("a", 2)],
-        ];
-        for shares in cases {
-            let created = catalog.create_topic(&name("t"), TopicType::Fifo, &shares, 0, LIMITS);
-            assert_eq!(created, Err(Refusal::Malformed { field: "shares" }));
-        }
-        assert_eq!(catalog, Catalog::default());
-    }
-
-    #[test]
-    fn queues_are_numbered_per_broker_group() {
-        let mut catalog = Catalog::default();
-        let id = create(&mut catalog, "t").unwrap();
-        let topic = catalog.topic(id).unwrap();
-        let queues = |group: &str| {
-            let group = BrokerGroupName::parse(group).unwrap();
-            topic.queues(&group).map(|key| key.queue.get()).collect::<Vec<_>>()
-        };
-        assert_eq!(queues("a"), [0, 1, 2, 3]);
-        assert_eq!(queues("b"), [0, 1]);
-        assert!(queues("c").is_empty());
-    }
-
-    #[test]
-    fn parts_that_contradict_each_other_are_refused() {
-        let mut catalog = Catalog::default();
-        create(&mut catalog, "t1").unwrap();
-        create(&mut catalog, "t2").unwrap();
-        let parts = catalog.to_parts();
-        assert_eq!(Catalog::from_parts(parts.clone()), Some(catalog));
-        let mut twice = parts.clone();
-        twice.topics[1].name = name("t1");
-        assert_eq!(Catalog::from_parts(twice), None);
-        let mut reused = parts;
-        reused.next_topic = 2;
-        assert_eq!(Catalog::from_parts(reused), None);
-    }
-}
+mod tests;

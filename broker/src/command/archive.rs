@@ -13,8 +13,11 @@ use rkyv::ser::allocator::ArenaHandle;
 use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 
+use super::level::FEATURE_LEVEL_MAX;
 use super::{ClientKey, Command, GroupId, GroupStart, Lease, LeaseId, TopicType};
 use crate::position::{EntryIndex, LogOffset};
+
+mod definitions;
 
 const CREATE_TOPIC: u16 = 1;
 const DELETE_TOPIC: u16 = 2;
@@ -27,12 +30,23 @@ const CHANGE_LEASE: u16 = 8;
 const RENEW_LEASES: u16 = 9;
 const RELEASE_CLIENT: u16 = 10;
 const TRIM: u16 = 11;
+const UPDATE_TOPIC: u16 = 12;
+const ACTIVATE_TOPIC: u16 = 13;
+const WITHDRAW_TOPIC: u16 = 14;
+const CONFIRM_COPY: u16 = 15;
+const COPY_CATALOG: u16 = 16;
+const RAISE_FEATURE_LEVEL: u16 = 17;
+#[cfg(test)]
+const UNRELEASED: u16 = 0x7fff;
 
 /// Why bytes are not a command.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
     /// Written by a newer broker. Apply must stop here: to skip it would fork the state.
-    #[error("command kind {kind} version {version} is unknown to this broker")]
+    #[error(
+        "command kind {kind} version {version} is unknown to this release, which knows feature \
+         level {FEATURE_LEVEL_MAX}: a newer release is needed"
+    )]
     Unknown { kind: u16, version: u16 },
     #[error("the archive of command kind {kind} is invalid")]
     Archive { kind: u16, source: ArchiveError },
@@ -40,6 +54,12 @@ pub enum CommandError {
     Name { kind: u16, source: InvalidName },
     #[error("{field} of command kind {kind} cannot be {value}")]
     Value { kind: u16, field: &'static str, value: u8 },
+}
+
+#[derive(Archive, Serialize, Deserialize)]
+struct RaiseFeatureLevelV1 {
+    level: u32,
+    release: String,
 }
 
 #[derive(Archive, Serialize, Deserialize)]
@@ -179,12 +199,22 @@ pub fn encode(command: &Command) -> (u16, u16, Vec<u8>) {
         Command::Trim { below, position } => {
             (TRIM, pack(&TrimV1 { below: below.get(), position: position.get() }))
         }
+        Command::Catalog(change) => return definitions::encode(change),
+        Command::RaiseFeatureLevel { level, release } => {
+            let (level, release) = (*level, release.clone());
+            (RAISE_FEATURE_LEVEL, pack(&RaiseFeatureLevelV1 { level, release }))
+        }
+        #[cfg(test)]
+        Command::Unreleased => (UNRELEASED, Vec::new()),
     };
     (kind, 1, archive)
 }
 
 /// The command of an archive, which may lie at any address.
 pub fn decode(kind: u16, version: u16, archive: &[u8]) -> Result<Command, CommandError> {
+    if let Some(change) = definitions::decode(kind, version, archive)? {
+        return Ok(Command::Catalog(change));
+    }
     if version != 1 {
         return Err(CommandError::Unknown { kind, version });
     }
@@ -232,6 +262,12 @@ pub fn decode(kind: u16, version: u16, archive: &[u8]) -> Result<Command, Comman
             let (below, position) = (EntryIndex::new(below), LogOffset::new(position));
             Command::Trim { below, position }
         }
+        RAISE_FEATURE_LEVEL => {
+            let RaiseFeatureLevelV1 { level, release } = unpack(kind, archive)?;
+            Command::RaiseFeatureLevel { level, release }
+        }
+        #[cfg(test)]
+        UNRELEASED => Command::Unreleased,
         kind => return Err(CommandError::Unknown { kind, version }),
     })
 }

@@ -12,7 +12,7 @@ use parking_lot::RwLockReadGuard;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use crate::command::{Command, Outcome, Refusal};
+use crate::command::{self, Command, Outcome, Refusal};
 use crate::log::{Log, ReadError};
 use crate::position::{EntryId, EntryIndex, LogOffset, Term};
 use crate::queue::index::{Index, Line};
@@ -81,6 +81,12 @@ pub enum ProposeError {
     /// It may or may not have been stored.
     #[error("leadership was lost before the outcome was known")]
     UnknownOutcome,
+    /// Not proposed: not every node may know it.
+    #[error(
+        "this needs feature level {needed}, the broker group has {level}: raise it with `drumlin \
+         cluster upgrade` once all its nodes run this release"
+    )]
+    FeatureLevel { needed: u32, level: u32 },
     /// Not proposed: the node is stopping.
     #[error("the node is stopping: {0}")]
     Stopped(String),
@@ -150,7 +156,9 @@ impl Replica {
         item: Item,
         deadline: Option<Instant>,
     ) -> impl Future<Output = Result<Applied, ProposeError>> + Send + use<> {
-        self.shared.proposer.propose(item, deadline, None)
+        let known = self.check_level(&item);
+        let proposed = known.map(|()| self.shared.proposer.propose(item, deadline, None));
+        async move { proposed?.await }
     }
 
     /// As [`Replica::propose`], but not once an earlier item of the chain was refused.
@@ -161,6 +169,17 @@ impl Replica {
         chain: &Chain,
     ) -> impl Future<Output = Result<Applied, ProposeError>> + Send + use<> {
         self.shared.proposer.propose(item, deadline, Some(chain))
+    }
+
+    /// What the group's nodes are known to understand.
+    pub fn feature_level(&self) -> u32 {
+        self.shared.published.feature_level()
+    }
+
+    fn check_level(&self, item: &Item) -> Result<(), ProposeError> {
+        let Item::Command(command) = item else { return Ok(()) };
+        let (needed, level) = (command::level::needed(command), self.feature_level());
+        if needed > level { Err(ProposeError::FeatureLevel { needed, level }) } else { Ok(()) }
     }
 
     /// Rises with every change of the catalog, once that is readable.

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use drumlin_proto::ids::TopicId;
 use parking_lot::{Mutex, RwLock};
@@ -38,6 +39,7 @@ pub(crate) struct Published {
     durable: watch::Receiver<DurableEnd>,
     readable: watch::Sender<ReadableEnd>,
     catalog_version: watch::Sender<u64>,
+    feature_level: AtomicU32,
     waking: Mutex<Waking>,
 }
 
@@ -56,7 +58,9 @@ impl Published {
         applied: AppliedEnd,
         durable: watch::Receiver<DurableEnd>,
     ) -> Self {
+        let feature_level = AtomicU32::new(applying.state.feature_level());
         let published = Self {
+            feature_level,
             applying: RwLock::new(applying),
             applied: watch::Sender::new(applied),
             durable,
@@ -78,6 +82,15 @@ impl Published {
 
     pub(crate) fn catalog_version(&self) -> watch::Receiver<u64> {
         self.catalog_version.subscribe()
+    }
+
+    pub(crate) fn feature_level(&self) -> u32 {
+        self.feature_level.load(Ordering::Relaxed)
+    }
+
+    /// What the state says after an entry.
+    pub(crate) fn note_feature_level(&self, level: u32) {
+        self.feature_level.store(level, Ordering::Relaxed);
     }
 
     /// The state machine has applied everything up to `applied`; `touched` changed with it.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use drumlin_proto::ids::{BrokerGroupName, QueueId, QueueKey, QueueOffset, TopicId};
 
 use crate::catalog::{Catalog, ConsumerGroup};
+use crate::command::level::FEATURE_LEVEL_MIN;
 use crate::command::{CommandError, GroupId, GroupStart, Refusal};
 use crate::entry::{Entry, EntryKind};
 use crate::group::Groups;
@@ -63,6 +64,7 @@ pub struct State {
     end: LogOffset,
     trimmed: TrimPoint,
     gate: GateMode,
+    feature_level: u32,
     catalog: Catalog,
     groups: Groups,
     /// Of this broker group's share of each topic, by queue id.
@@ -95,6 +97,11 @@ pub enum ApplyError {
     Command { id: EntryId, ordinal: usize, source: CommandError },
     #[error("item {ordinal} of entry {id} is guarded by no command before it")]
     Guard { id: EntryId, ordinal: usize },
+    #[error(
+        "entry {id} raises the group to feature level {level}, which needs release {release} or \
+         newer"
+    )]
+    Release { id: EntryId, level: u32, release: String },
     #[error("the queue index failed at entry {id}")]
     Index { id: EntryId, source: io::Error },
 }
@@ -109,6 +116,7 @@ impl State {
             end: LogOffset::ZERO,
             trimmed: TrimPoint::default(),
             gate: GateMode::default(),
+            feature_level: FEATURE_LEVEL_MIN,
             catalog: Catalog::default(),
             groups: Groups::default(),
             queues: BTreeMap::new(),
@@ -176,8 +184,18 @@ impl State {
         self.gate
     }
 
+    /// Commands that a higher level introduced may not be proposed.
+    pub fn feature_level(&self) -> u32 {
+        self.feature_level
+    }
+
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
+    }
+
+    /// Copies that an acknowledged message of a topic must have; 1 if there is no such topic.
+    pub fn min_copies(&self, topic: TopicId) -> u8 {
+        self.catalog.topic(topic).map_or(1, |topic| topic.min_copies)
     }
 
     pub fn groups(&self) -> &Groups {

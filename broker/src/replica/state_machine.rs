@@ -60,6 +60,7 @@ impl StateMachine {
             let mut applying = self.published.applying.write();
             let Applying { state, index } = &mut *applying;
             let effects = state.apply(&entry, state.end(), index, &self.limits);
+            self.published.note_feature_level(state.feature_level());
             (effects, state.end())
         };
         let effects = effects.map_err(|error| {

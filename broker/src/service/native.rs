@@ -122,6 +122,7 @@ impl From<ProposeError> for Fault {
             ProposeError::Expired => Code::DeadlineExceeded,
             ProposeError::OutOfOrder => Code::OutOfOrder,
             ProposeError::UnknownOutcome => Code::UnknownOutcome,
+            ProposeError::FeatureLevel { .. } => Code::PreconditionFailed,
             ProposeError::Stopped(_) => Code::Unavailable,
         };
         Self::new(code, error.to_string())
@@ -136,7 +137,12 @@ fn refusal_code(refusal: &Refusal) -> Code {
         Refusal::GroupNotFound => Code::GroupNotFound,
         Refusal::TooManyTopics { .. } | Refusal::TooManyGroups { .. } => Code::Busy,
         Refusal::OffsetOutOfRange { .. } => Code::OffsetOutOfRange,
-        Refusal::LeaseOutdated { .. } | Refusal::Lease(_) => Code::PreconditionFailed,
+        Refusal::LeaseOutdated { .. }
+        | Refusal::Lease(_)
+        | Refusal::TopicChanged { .. }
+        | Refusal::TopicChanging
+        | Refusal::CopyElsewhere { .. } => Code::PreconditionFailed,
+        Refusal::SharesShrink { .. } => Code::InvalidArgument,
     }
 }
 

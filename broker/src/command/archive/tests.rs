@@ -1,4 +1,5 @@
 use super::*;
+use crate::command::{CatalogChange, CatalogDelta, Deleted, GroupDefinition, Shares, Topic};
 
 fn queue() -> QueueKey {
     QueueKey { topic: TopicId::new(0x0102_0304), queue: QueueId::new(0x0506) }
@@ -54,25 +55,91 @@ fn one_of_each() -> Vec<Command> {
     ]
 }
 
+/// One of each kind or version that feature level 2 introduced.
+fn one_of_each_of_level_2() -> Vec<Command> {
+    let shares: Shares = vec![
+        (BrokerGroupName::parse("a").unwrap(), 8),
+        (BrokerGroupName::parse("broker-b").unwrap(), 4),
+    ];
+    let (topic, version) = (queue().topic, 7);
+    let defined = Topic {
+        id: topic,
+        name: TopicName::parse("orders-of-the-day").unwrap(),
+        kind: TopicType::Fifo,
+        shares: shares[..1].to_vec(),
+        next: Some(shares.clone()),
+        min_copies: 2,
+        version,
+        created_ms: 0x1122_3344_5566,
+        changed: 99,
+    };
+    let group = GroupDefinition {
+        id: GroupId(0x0a0b_0c0d),
+        name: GroupName::parse("billing").unwrap(),
+        start: GroupStart::Latest,
+        created_ms: 5,
+        changed: 98,
+    };
+    let delta = CatalogDelta {
+        from: 90,
+        to: 100,
+        topics: vec![defined.clone(), Topic { next: None, ..defined.clone() }],
+        groups: vec![group.clone()],
+        deleted: vec![Deleted::Topic(TopicId::new(3)), Deleted::Group(GroupId(4))],
+    };
+    let Topic { name, kind, .. } = defined;
+    let changes = [
+        CatalogChange::CreateTopic {
+            name,
+            kind,
+            shares: shares.clone(),
+            min_copies: 2,
+            topics_max: 10_000,
+        },
+        CatalogChange::CreateGroup { name: group.name, start: group.start, groups_max: 9 },
+        CatalogChange::UpdateTopic { topic, version, shares, min_copies: 1 },
+        CatalogChange::ActivateTopic { topic, version },
+        CatalogChange::WithdrawTopic { topic, version },
+        CatalogChange::Confirm {
+            broker_group: BrokerGroupName::parse("broker-b").unwrap(),
+            upto: 100,
+        },
+        CatalogChange::Copy(delta),
+    ];
+    let raise = Command::RaiseFeatureLevel { level: 2, release: "0.2.0".into() };
+    changes.into_iter().map(Command::Catalog).chain([raise]).collect()
+}
+
+fn all() -> Vec<Command> {
+    let mut all = one_of_each();
+    all.extend(one_of_each_of_level_2());
+    all
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+fn written(commands: &[Command]) -> String {
+    let line = |command: &Command| {
+        let (kind, version, archive) = encode(command);
+        format!("{kind} {version} {}\n", hex(&archive))
+    };
+    commands.iter().map(line).collect()
+}
+
 #[test]
 fn every_kind_keeps_its_bytes() {
-    let golden = include_str!("golden_v1.txt");
-    let mut written = String::new();
-    for command in one_of_each() {
-        let (kind, version, archive) = encode(&command);
-        written += &format!("{kind} {version} {}\n", hex(&archive));
-    }
-    assert_eq!(written, golden, "published bytes may not change: add a version instead");
+    let why = "published bytes may not change: add a version instead";
+    assert_eq!(written(&one_of_each()), include_str!("golden_v1.txt"), "{why}");
+    assert_eq!(written(&one_of_each_of_level_2()), include_str!("golden_level_2.txt"), "{why}");
 }
 
 #[test]
 fn golden_bytes_decode_to_the_commands_they_were_made_of() {
-    let golden = include_str!("golden_v1.txt");
-    for (line, command) in golden.lines().zip(one_of_each()) {
+    let golden = [include_str!("golden_v1.txt"), include_str!("golden_level_2.txt")].concat();
+    assert_eq!(golden.lines().count(), all().len());
+    for (line, command) in golden.lines().zip(all()) {
         let fields: Vec<&str> = line.split(' ').collect();
         let digits = fields[2].as_bytes();
         let archive: Vec<u8> = digits
@@ -90,7 +157,7 @@ fn golden_bytes_decode_to_the_commands_they_were_made_of() {
 #[test]
 fn unknown_kinds_and_versions_are_told_apart_from_damage() {
     let (kind, version, archive) = encode(&one_of_each()[0]);
-    for (kind, version) in [(0, 1), (TRIM + 1, 1), (kind, version + 1), (kind, 0)] {
+    for (kind, version) in [(0, 1), (RAISE_FEATURE_LEVEL + 1, 1), (kind, version + 2), (kind, 0)] {
         let error = decode(kind, version, &archive).unwrap_err();
         assert!(
             matches!(error, CommandError::Unknown { kind: k, version: v } if (k, v) == (kind, version)),
@@ -101,7 +168,7 @@ fn unknown_kinds_and_versions_are_told_apart_from_damage() {
 
 #[test]
 fn cut_archives_are_refused() {
-    for command in one_of_each() {
+    for command in all() {
         let (kind, version, archive) = encode(&command);
         for end in 0..archive.len() {
             // A tail that is long enough may read as another value, but never as the same.
@@ -114,7 +181,7 @@ fn cut_archives_are_refused() {
 
 #[test]
 fn flipped_bits_never_panic() {
-    for command in one_of_each() {
+    for command in all() {
         let (kind, version, mut archive) = encode(&command);
         for bit in 0..archive.len() * 8 {
             archive[bit / 8] ^= 1 << (bit % 8);

@@ -15,15 +15,18 @@ use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::{GateMode, QueueRange, State, TrimPoint};
-use crate::catalog::{Catalog, CatalogParts, ConsumerGroup, Topic};
-use crate::command::{ClientKey, GroupId, GroupStart, LeaseId, TopicType};
+use crate::catalog::{Catalog, CatalogParts, ConsumerGroup, Topic, UNSHARED_STAMP};
+use crate::command::level::{FEATURE_LEVEL_MAX, FEATURE_LEVEL_MIN, SHARED_CATALOG_LEVEL};
+use crate::command::{ClientKey, Deleted, GroupId, GroupStart, LeaseId, Shares, TopicType};
 use crate::group::Groups;
 use crate::group::leases::{Flight, QueueLeases};
 use crate::group::offsets::Progress;
 use crate::position::{EntryId, EntryIndex, LogOffset, Term};
 
 const KIND: u16 = 0x0100;
-const VERSION: u16 = 1;
+/// Of groups below [`SHARED_CATALOG_LEVEL`]: they have nothing that it does not hold.
+const VERSION_1: u16 = 1;
+const VERSION_2: u16 = 2;
 const HEADER_BYTES: usize = 16;
 
 /// Why a state cannot be written as bytes, or bytes are no state.
@@ -59,6 +62,41 @@ struct StateV1 {
     groups: Vec<GroupV1>,
     leases: Vec<LeasesV1>,
     void_runs: Vec<u64>,
+}
+
+/// What broker groups that share definitions have besides.
+#[derive(Archive, Serialize, Deserialize)]
+struct StateV2 {
+    first: StateV1,
+    feature_level: u32,
+    /// One per topic.
+    topics: Vec<TopicV2>,
+    /// One per consumer group: the catalog's version that changed it last.
+    groups_changed: Vec<u64>,
+    deleted: Vec<DeletedV2>,
+    confirmed: Vec<ConfirmedV2>,
+}
+
+/// What a topic has besides.
+#[derive(Archive, Serialize, Deserialize)]
+struct TopicV2 {
+    /// One list, or none.
+    next: Vec<Vec<ShareV1>>,
+    min_copies: u8,
+    changed: u64,
+}
+
+#[derive(Archive, Serialize, Deserialize)]
+struct DeletedV2 {
+    version: u64,
+    is_topic: bool,
+    id: u32,
+}
+
+#[derive(Archive, Serialize, Deserialize)]
+struct ConfirmedV2 {
+    broker_group: String,
+    upto: u64,
 }
 
 #[derive(Archive, Serialize, Deserialize)]
@@ -129,11 +167,16 @@ struct AckedV1 {
 impl State {
     /// The state as bytes, the same for the same state.
     pub fn encode(&self) -> Result<Vec<u8>, StateError> {
-        let archive = rkyv::to_bytes::<ArchiveError>(&self.to_archive())?;
+        let catalog = self.catalog.to_parts();
+        let (version, archive) = if self.feature_level < SHARED_CATALOG_LEVEL {
+            (VERSION_1, rkyv::to_bytes::<ArchiveError>(&self.to_first(&catalog))?)
+        } else {
+            (VERSION_2, rkyv::to_bytes::<ArchiveError>(&self.to_second(&catalog))?)
+        };
         let archive_bytes = u64::try_from(archive.len()).unwrap_or(u64::MAX);
         let mut bytes = Vec::with_capacity(HEADER_BYTES + archive.len());
         bytes.extend_from_slice(&KIND.to_le_bytes());
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&version.to_le_bytes());
         bytes.extend_from_slice(&[0; 4]);
         bytes.extend_from_slice(&archive_bytes.to_le_bytes());
         bytes.extend_from_slice(&archive);
@@ -147,7 +190,7 @@ impl State {
         let [k0, k1, v0, v1, reserved @ .., s0, s1, s2, s3, s4, s5, s6, s7] = *header;
         let (kind, version) = (u16::from_le_bytes([k0, k1]), u16::from_le_bytes([v0, v1]));
         let archive_bytes = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
-        if (kind, version) != (KIND, VERSION) {
+        if kind != KIND || ![VERSION_1, VERSION_2].contains(&version) {
             return Err(StateError::Unknown { kind, version });
         }
         if reserved != [0; 4] {
@@ -158,7 +201,13 @@ impl State {
         }
         let mut aligned = AlignedVec::<16>::with_capacity(archive.len());
         aligned.extend_from_slice(archive);
-        Self::from_archive(rkyv::from_bytes::<StateV1, ArchiveError>(&aligned)?)
+        if version == VERSION_1 {
+            return Self::from_first(rkyv::from_bytes::<StateV1, ArchiveError>(&aligned)?, None);
+        }
+        let StateV2 { first, feature_level, topics, groups_changed, deleted, confirmed } =
+            rkyv::from_bytes::<StateV2, ArchiveError>(&aligned)?;
+        let shared = Shared { feature_level, topics, groups_changed, deleted, confirmed };
+        Self::from_first(first, Some(shared))
     }
 
     /// MD5 of the state's bytes, in hex: equal states have equal digests.
@@ -167,8 +216,34 @@ impl State {
         Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
-    fn to_archive(&self) -> StateV1 {
-        let catalog = self.catalog.to_parts();
+    fn to_second(&self, catalog: &CatalogParts) -> StateV2 {
+        let topic = |topic: &Topic| TopicV2 {
+            next: topic.next.iter().map(archive_shares).collect(),
+            min_copies: topic.min_copies,
+            changed: topic.changed,
+        };
+        let deleted = |(version, deleted): &(u64, Deleted)| {
+            let (is_topic, id) = match deleted {
+                Deleted::Topic(id) => (true, id.get()),
+                Deleted::Group(id) => (false, id.0),
+            };
+            DeletedV2 { version: *version, is_topic, id }
+        };
+        let confirmed = |(name, upto): &(BrokerGroupName, u64)| ConfirmedV2 {
+            broker_group: name.as_str().to_owned(),
+            upto: *upto,
+        };
+        StateV2 {
+            first: self.to_first(catalog),
+            feature_level: self.feature_level,
+            topics: catalog.topics.iter().map(topic).collect(),
+            groups_changed: catalog.groups.iter().map(|group| group.changed).collect(),
+            deleted: catalog.deleted.iter().map(deleted).collect(),
+            confirmed: catalog.confirmed.iter().map(confirmed).collect(),
+        }
+    }
+
+    fn to_first(&self, catalog: &CatalogParts) -> StateV1 {
         let applied = self.applied.iter().map(|id| (id.term.get(), id.index.get()));
         StateV1 {
             broker_group: self.broker_group.as_str().to_owned(),
@@ -193,10 +268,6 @@ impl State {
     }
 
     fn archive_topic(&self, topic: &Topic) -> TopicV1 {
-        let shares = topic.shares.iter().map(|(broker_group, queue_count)| ShareV1 {
-            broker_group: broker_group.as_str().to_owned(),
-            queue_count: *queue_count,
-        });
         let ranges = self.queues.get(&topic.id).into_iter().flat_map(|ranges| ranges.iter());
         TopicV1 {
             id: topic.id.get(),
@@ -204,14 +275,14 @@ impl State {
             topic_type: topic.kind as u8,
             version: topic.version,
             created_ms: topic.created_ms,
-            shares: shares.collect(),
+            shares: archive_shares(&topic.shares),
             queues: ranges
                 .map(|range| SpanV1 { start: range.min.get(), end: range.end.get() })
                 .collect(),
         }
     }
 
-    fn from_archive(archived: StateV1) -> Result<Self, StateError> {
+    fn from_first(archived: StateV1, shared: Option<Shared>) -> Result<Self, StateError> {
         let field = |field| StateError::Field { field };
         let mut gate = [GateMode::Paired, GateMode::Alone].into_iter();
         let broker_group = BrokerGroupName::parse(&archived.broker_group)?;
@@ -226,20 +297,31 @@ impl State {
         let mut topics = Vec::with_capacity(archived.topics.len());
         for topic in archived.topics {
             let (topic, ranges) = topic_of(topic)?;
-            if ranges.len() != usize::from(topic.queue_count(&broker_group)) {
-                return Err(field("queues"));
-            }
             queues.insert(topic.id, Arc::new(ranges));
             topics.push(topic);
         }
         let groups: Result<Vec<_>, _> = archived.groups.into_iter().map(group_of).collect();
-        let catalog = CatalogParts {
+        let mut catalog = CatalogParts {
             topics,
             groups: groups?,
             next_topic: archived.next_topic,
             next_group: archived.next_group,
             version: archived.catalog_version,
+            shared: shared.is_some(),
+            deleted: Vec::new(),
+            confirmed: Vec::new(),
         };
+        let feature_level = match shared {
+            Some(shared) => shared.complete(&mut catalog)?,
+            None => FEATURE_LEVEL_MIN,
+        };
+        for (topic, ranges) in catalog.topics.iter().zip(queues.values()) {
+            let prepared = topic.prepared_queue_count(&broker_group);
+            // A change of the queue list that was withdrawn leaves its queues behind.
+            if ranges.len() < usize::from(prepared) {
+                return Err(field("queues"));
+            }
+        }
         let leases: Option<Vec<_>> = archived.leases.into_iter().map(leases_of).collect();
         Ok(Self {
             broker_group,
@@ -251,12 +333,75 @@ impl State {
                 position: LogOffset::new(archived.trimmed_position),
             },
             gate: gate.find(|g| *g as u8 == archived.gate).ok_or(field("gate"))?,
+            feature_level,
             catalog: Catalog::from_parts(catalog).ok_or(field("catalog"))?,
             groups: leases.and_then(Groups::from_parts).ok_or(field("leases"))?,
             queues,
             void_runs: Arc::new(archived.void_runs.into_iter().map(LogOffset::new).collect()),
         })
     }
+}
+
+/// What the second version has besides the first.
+struct Shared {
+    feature_level: u32,
+    topics: Vec<TopicV2>,
+    groups_changed: Vec<u64>,
+    deleted: Vec<DeletedV2>,
+    confirmed: Vec<ConfirmedV2>,
+}
+
+impl Shared {
+    /// Completes what the first version told of the catalog; returns the feature level.
+    fn complete(self, catalog: &mut CatalogParts) -> Result<u32, StateError> {
+        let field = |field| StateError::Field { field };
+        let level = self.feature_level;
+        if !(SHARED_CATALOG_LEVEL..=FEATURE_LEVEL_MAX).contains(&level) {
+            return Err(field("feature level"));
+        }
+        if self.topics.len() != catalog.topics.len()
+            || self.groups_changed.len() != catalog.groups.len()
+        {
+            return Err(field("catalog"));
+        }
+        for (topic, more) in catalog.topics.iter_mut().zip(self.topics) {
+            let next = more.next.first().map(|next| shares_of(next));
+            topic.next = next.transpose()?;
+            topic.min_copies = more.min_copies;
+            topic.changed = more.changed;
+        }
+        for (group, changed) in catalog.groups.iter_mut().zip(self.groups_changed) {
+            group.changed = changed;
+        }
+        for archived in self.deleted {
+            let deleted = match archived.is_topic {
+                true => Deleted::Topic(TopicId::new(archived.id)),
+                false => Deleted::Group(GroupId(archived.id)),
+            };
+            catalog.deleted.push((archived.version, deleted));
+        }
+        for archived in self.confirmed {
+            let name = BrokerGroupName::parse(&archived.broker_group)?;
+            catalog.confirmed.push((name, archived.upto));
+        }
+        Ok(level)
+    }
+}
+
+fn archive_shares(shares: &Shares) -> Vec<ShareV1> {
+    let share = |(broker_group, queue_count): &(BrokerGroupName, u16)| ShareV1 {
+        broker_group: broker_group.as_str().to_owned(),
+        queue_count: *queue_count,
+    };
+    shares.iter().map(share).collect()
+}
+
+fn shares_of(archived: &[ShareV1]) -> Result<Shares, StateError> {
+    let mut shares = Vec::with_capacity(archived.len());
+    for share in archived {
+        shares.push((BrokerGroupName::parse(&share.broker_group)?, share.queue_count));
+    }
+    Ok(shares)
 }
 
 fn archive_group(group: &ConsumerGroup) -> GroupV1 {
@@ -301,10 +446,6 @@ fn archive_leases(group: GroupId, queue: QueueKey, leases: &QueueLeases) -> Leas
 
 fn topic_of(archived: TopicV1) -> Result<(Topic, Vec<QueueRange>), StateError> {
     let field = |field| StateError::Field { field };
-    let mut shares = Vec::with_capacity(archived.shares.len());
-    for share in &archived.shares {
-        shares.push((BrokerGroupName::parse(&share.broker_group)?, share.queue_count));
-    }
     let queues = archived.queues.iter();
     let ranges = queues.map(|span| QueueRange {
         min: QueueOffset::new(span.start),
@@ -318,9 +459,12 @@ fn topic_of(archived: TopicV1) -> Result<(Topic, Vec<QueueRange>), StateError> {
         id: TopicId::new(archived.id),
         name: TopicName::parse(&archived.name)?,
         kind: TopicType::from_code(archived.topic_type).ok_or(field("topic type"))?,
-        shares,
+        shares: shares_of(&archived.shares)?,
+        next: None,
+        min_copies: 1,
         version: archived.version,
         created_ms: archived.created_ms,
+        changed: UNSHARED_STAMP,
     };
     Ok((topic, ranges))
 }
@@ -333,6 +477,7 @@ fn group_of(archived: GroupV1) -> Result<ConsumerGroup, StateError> {
         start: GroupStart::from_code(archived.start).ok_or(field("group start"))?,
         created_ms: archived.created_ms,
         created_at: LogOffset::new(archived.created_at),
+        changed: UNSHARED_STAMP,
     })
 }
 

@@ -9,7 +9,12 @@ use drumlin_proto::record::RunHeader;
 use super::{
     ApplyError, Effects, Limits, QueueRange, State, TrimPoint, first_offset_from, start_of,
 };
-use crate::command::{Command, GroupId, Lease, LeaseId, LeaseRefusal, Outcome, Refusal};
+use crate::catalog::NewTopic;
+use crate::command::level::{FEATURE_LEVEL_MAX, SHARED_CATALOG_LEVEL};
+use crate::command::{
+    CatalogChange, CatalogDelta, Command, Deleted, GroupId, Lease, LeaseId, LeaseRefusal, Outcome,
+    Refusal, Shares,
+};
 use crate::entry::{Entry, FRAME_HEADER_BYTES};
 use crate::group::leases::QueueLeases;
 use crate::item::{self, ItemError, ItemView};
@@ -34,6 +39,9 @@ pub(super) fn apply(
             Err(Stop::Refused(refusal)) => Err(refusal),
             Err(Stop::Guard) => return Err(ApplyError::Guard { id: entry.id, ordinal }),
             Err(Stop::Index(source)) => return Err(ApplyError::Index { id: entry.id, source }),
+            Err(Stop::Release { level, release }) => {
+                return Err(ApplyError::Release { id: entry.id, level, release });
+            }
         };
         batch.effects.outcomes.push(outcome);
     }
@@ -85,6 +93,11 @@ enum Stop {
     Refused(Refusal),
     Guard,
     Index(io::Error),
+    /// The group was raised to a feature level that this release does not know.
+    Release {
+        level: u32,
+        release: String,
+    },
 }
 
 impl From<Refusal> for Stop {
@@ -157,31 +170,28 @@ impl Batch<'_> {
         let clock_ms = self.state.clock_ms;
         match command {
             Command::CreateTopic { name, kind, shares } => {
-                let catalog = &mut self.state.catalog;
-                let topic = catalog.create_topic(name, *kind, shares, clock_ms, *self.limits)?;
-                self.begin_queues(topic);
-                Ok(Outcome::TopicCreated { topic })
+                let new = NewTopic { name, kind: *kind, shares, min_copies: 1, two_steps: false };
+                self.create_topic(new, self.limits.topics_max)
             }
             Command::DeleteTopic { topic } => {
                 self.state.catalog.delete_topic(*topic)?;
-                self.state.queues.remove(topic);
-                self.state.groups.remove_topic(*topic);
-                self.index.drop_topic(*topic);
-                self.effects.touched.insert(*topic);
+                self.end(Deleted::Topic(*topic));
                 Ok(Outcome::Done)
             }
             Command::CreateGroup { name, start } => {
-                let catalog = &mut self.state.catalog;
-                let group = catalog.create_group(name, *start, clock_ms, position, *self.limits)?;
+                let (catalog, groups_max) = (&mut self.state.catalog, self.limits.groups_max);
+                let group = catalog.create_group(name, *start, clock_ms, position, groups_max)?;
                 Ok(Outcome::GroupCreated { group })
             }
             Command::DeleteGroup { group } => {
                 self.state.catalog.delete_group(*group)?;
-                let begun = self.state.groups.queues(*group);
-                self.effects.touched.extend(begun.map(|(queue, _)| queue.topic));
-                self.state.groups.remove_group(*group);
+                self.end(Deleted::Group(*group));
                 Ok(Outcome::Done)
             }
+            Command::Catalog(change) => self.definition(change, position),
+            Command::RaiseFeatureLevel { level, release } => self.raise_level(*level, release),
+            #[cfg(test)]
+            Command::Unreleased => Ok(Outcome::Done),
             Command::CommitOffset { group, queue, offset } => {
                 self.commit_offset(*group, *queue, *offset)
             }
@@ -206,6 +216,88 @@ impl Batch<'_> {
             }
             Command::Trim { below, position } => self.trim(*below, *position),
         }
+    }
+
+    fn raise_level(&mut self, level: u32, release: &str) -> Result<Outcome, Stop> {
+        if level > FEATURE_LEVEL_MAX {
+            return Err(Stop::Release { level, release: release.to_owned() });
+        }
+        self.state.feature_level = level.max(self.state.feature_level);
+        if self.state.feature_level >= SHARED_CATALOG_LEVEL {
+            self.state.catalog.share();
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn definition(&mut self, change: &CatalogChange, position: LogOffset) -> Result<Outcome, Stop> {
+        let clock_ms = self.state.clock_ms;
+        match change {
+            CatalogChange::CreateTopic { name, kind, shares, min_copies, topics_max } => {
+                let (kind, min_copies, two_steps) = (*kind, *min_copies, self.has_others(shares));
+                let new = NewTopic { name, kind, shares, min_copies, two_steps };
+                return self.create_topic(new, *topics_max);
+            }
+            CatalogChange::UpdateTopic { topic, version, shares, min_copies } => {
+                let two_steps = self.has_others(shares);
+                let catalog = &mut self.state.catalog;
+                catalog.update_topic(*topic, *version, shares, *min_copies, two_steps)?;
+                self.begin_queues(*topic);
+            }
+            CatalogChange::ActivateTopic { topic, version } => {
+                self.state.catalog.activate_topic(*topic, *version)?;
+                self.begin_queues(*topic);
+            }
+            CatalogChange::WithdrawTopic { topic, version } => {
+                if self.state.catalog.withdraw_topic(*topic, *version)? {
+                    self.end(Deleted::Topic(*topic));
+                }
+            }
+            CatalogChange::CreateGroup { name, start, groups_max } => {
+                let (catalog, groups_max) = (&mut self.state.catalog, *groups_max);
+                let group = catalog.create_group(name, *start, clock_ms, position, groups_max)?;
+                return Ok(Outcome::GroupCreated { group });
+            }
+            CatalogChange::Confirm { broker_group, upto } => {
+                self.state.catalog.confirm(broker_group, *upto);
+            }
+            CatalogChange::Copy(delta) => self.copy(delta, position)?,
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn create_topic(&mut self, new: NewTopic<'_>, topics_max: u32) -> Result<Outcome, Stop> {
+        let clock_ms = self.state.clock_ms;
+        let topic = self.state.catalog.create_topic(new, clock_ms, topics_max)?;
+        self.begin_queues(topic);
+        Ok(Outcome::TopicCreated { topic })
+    }
+
+    fn copy(&mut self, delta: &CatalogDelta, position: LogOffset) -> Result<(), Refusal> {
+        let copied = self.state.catalog.copy(delta, position)?;
+        copied.deleted.into_iter().for_each(|deleted| self.end(deleted));
+        copied.topics.into_iter().for_each(|topic| self.begin_queues(topic));
+        Ok(())
+    }
+
+    /// What goes with a definition that is gone.
+    fn end(&mut self, deleted: Deleted) {
+        match deleted {
+            Deleted::Topic(topic) => {
+                self.state.queues.remove(&topic);
+                self.state.groups.remove_topic(topic);
+                self.index.drop_topic(topic);
+                self.effects.touched.insert(topic);
+            }
+            Deleted::Group(group) => {
+                let begun = self.state.groups.queues(group);
+                self.effects.touched.extend(begun.map(|(queue, _)| queue.topic));
+                self.state.groups.remove_group(group);
+            }
+        }
+    }
+
+    fn has_others(&self, shares: &Shares) -> bool {
+        shares.iter().any(|(broker_group, _)| *broker_group != self.state.broker_group)
     }
 
     fn ack(
@@ -306,13 +398,16 @@ impl Batch<'_> {
         LeaseId(self.entry.get())
     }
 
+    /// Queues that the definition asks for and that are not here yet begin empty.
     fn begin_queues(&mut self, topic: TopicId) {
         let broker_group = &self.state.broker_group;
-        let topic_here = self.state.catalog.topic(topic);
-        let queue_count = topic_here.map_or(0, |topic| topic.queue_count(broker_group));
-        let empty = QueueRange { min: QueueOffset::ZERO, end: QueueOffset::ZERO };
-        let ranges = vec![empty; usize::from(queue_count)];
-        self.state.queues.insert(topic, Arc::new(ranges));
+        let definition = self.state.catalog.topic(topic);
+        let count = definition.map_or(0, |topic| topic.prepared_queue_count(broker_group));
+        let ranges = self.state.queues.entry(topic).or_default();
+        if ranges.len() < usize::from(count) {
+            let empty = QueueRange { min: QueueOffset::ZERO, end: QueueOffset::ZERO };
+            Arc::make_mut(ranges).resize(usize::from(count), empty);
+        }
     }
 
     fn start(

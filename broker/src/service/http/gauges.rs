@@ -28,7 +28,7 @@ pub(super) fn read(replica: &Replica, disk: &Mutex<DiskWatch>, started_s: u64) -
     let (topic_count, group_count, trimmed, applied_position) = {
         let view = replica.view();
         let catalog = view.state.catalog();
-        let counts = (catalog.topics().len() as u64, catalog.groups().len() as u64);
+        let counts = (catalog.definitions().len() as u64, catalog.groups().len() as u64);
         (counts.0, counts.1, view.state.trimmed(), view.state.end())
     };
     let now_ms = replica.clock_ms();

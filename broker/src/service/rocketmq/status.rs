@@ -70,6 +70,7 @@ impl From<ProposeError> for Fault {
             | ProposeError::OutOfOrder
             | ProposeError::Stopped(_) => Code::HaNotAvailable,
             ProposeError::Expired => Code::ProxyTimeout,
+            ProposeError::FeatureLevel { .. } => Code::NotImplemented,
         };
         Self::new(code, error.to_string())
     }
@@ -86,6 +87,10 @@ impl From<Refusal> for Fault {
             Refusal::TopicExists(_)
             | Refusal::GroupExists(_)
             | Refusal::LeaseOutdated { .. }
+            | Refusal::TopicChanged { .. }
+            | Refusal::TopicChanging
+            | Refusal::SharesShrink { .. }
+            | Refusal::CopyElsewhere { .. }
             | Refusal::Malformed { .. } => Code::InternalServerError,
         };
         let text = match &refusal {

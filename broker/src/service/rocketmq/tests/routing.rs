@@ -65,7 +65,7 @@ async fn concurrent_queries_create_a_topic_once() {
         assert_eq!(code(&answer.status), Code::Ok);
         assert_eq!(answer.message_queues.len(), 8);
     }
-    assert_eq!(fixture.edge.replica().view().state.catalog().topics().len(), 1);
+    assert_eq!(fixture.edge.replica().view().state.catalog().definitions().len(), 1);
     fixture.stop().await;
 }
 
