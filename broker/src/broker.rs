@@ -1,7 +1,9 @@
 //! One broker as a whole: puts the parts together, starts and stops them.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,14 +18,16 @@ use tonic::transport::server::TcpIncoming;
 use uuid::Uuid;
 
 use crate::config::{Config, ListenerConfig};
-use crate::data_dir::{Bootstrap, Claim, DataDir, DataDirError, Identity};
+use crate::data_dir::{Bootstrap, Claim, DataDir, DataDirError, Found, Identity};
 use crate::disk::RealDisk;
 use crate::log::{Log, LogMetrics, LogOptions};
 use crate::metrics::{self, Metrics};
+use crate::position::EntryIndex;
 use crate::registration::Registration;
 use crate::replica::Replica;
+use crate::replica::bootstrap::{self, Door, DoorService, Plan};
 use crate::replica::checkpoint::{CheckpointError, Checkpointer};
-use crate::replica::start::{self, Running};
+use crate::replica::start::{self, Ended, Running};
 use crate::replica::state::Limits;
 use crate::service::admin::AdminService;
 use crate::service::creations::Creations;
@@ -37,6 +41,8 @@ use crate::upkeep::Upkeep;
 const FIRST_NODE_ID: u64 = 1;
 /// File of the committed index within the data directory.
 const HINT_FILE: &str = "committed";
+/// How long the answer that makes this node a member may take to go out.
+const ADOPTED_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long calls in flight may take once the broker stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long entries under way and the last checkpoint may take then.
@@ -85,6 +91,7 @@ struct HttpServer {
 pub struct Broker {
     context: Arc<Context>,
     addresses: Vec<SocketAddr>,
+    peers_address: Option<SocketAddr>,
     running: Running,
     registration: Registration,
     edge: Arc<Edge>,
@@ -94,6 +101,7 @@ pub struct Broker {
     servers: Vec<JoinHandle<()>>,
     streams: TaskTracker,
     upkeep: JoinHandle<()>,
+    first_checkpoint: JoinHandle<()>,
     /// Dropped last: it holds the lock.
     _data_dir: DataDir,
 }
@@ -103,7 +111,11 @@ impl Broker {
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let listeners = bind(&config.listeners).await?;
         let http = bind_http(config.http).await?;
-        let data_dir = open_data_dir(&config)?;
+        let peers = match &config.peers {
+            Some(peers) => Some(bind_one(peers).await?),
+            None => None,
+        };
+        let data_dir = own_data_dir(&config, peers.as_ref()).await?;
         let identity = data_dir.identity().clone();
         let metrics = Arc::new(Metrics::new(
             &metrics::Identity {
@@ -121,21 +133,20 @@ impl Broker {
             metrics,
             creations: Creations::default(),
         });
-        if let Err(reason) = running.until_serving().await {
-            running.shutdown().await;
-            return Err(StartError::NotServing { reason });
+        if running.is_alone() {
+            if let Err(reason) = running.until_serving().await {
+                running.shutdown().await;
+                return Err(StartError::NotServing { reason });
+            }
+            first_checkpoint(replica, CancellationToken::new()).await;
         }
-        if replica.trim_limit().is_none()
-            && let Err(error) = replica.checkpoint().await
-        {
-            tracing::warn!(%error, "the first checkpoint was not written");
-        }
-        Ok(Self::serve(context, listeners, http, running, data_dir))
+        Ok(Self::serve(context, listeners, peers, http, running, data_dir))
     }
 
     fn serve(
         context: Arc<Context>,
         listeners: Vec<Bound>,
+        peers: Option<Bound>,
         http: Option<(TcpListener, SocketAddr)>,
         running: Running,
         data_dir: DataDir,
@@ -159,6 +170,11 @@ impl Broker {
             HttpServer { address, end, serving }
         });
         let addresses = listeners.iter().map(|bound| bound.address).collect();
+        let peers_address = peers.as_ref().map(|bound| bound.address);
+        let peers = peers.map(|bound| {
+            let door = Arc::new(Door::of_member(&context.identity));
+            tokio::spawn(serve_peers(bound, door, stop.clone()))
+        });
         let servers = listeners
             .into_iter()
             .map(|bound| {
@@ -171,12 +187,16 @@ impl Broker {
                 );
                 tokio::spawn(serving)
             })
+            .chain(peers)
             .collect();
         let upkeep = Upkeep::new(Arc::clone(&context), data_dir.root().to_owned());
         let upkeep = tokio::spawn(upkeep.run(stop.clone()));
+        let first_checkpoint =
+            tokio::spawn(first_checkpoint(context.replica.clone(), stop.clone()));
         Self {
             context,
             addresses,
+            peers_address,
             running,
             registration,
             edge,
@@ -185,6 +205,7 @@ impl Broker {
             servers,
             streams,
             upkeep,
+            first_checkpoint,
             _data_dir: data_dir,
         }
     }
@@ -192,6 +213,11 @@ impl Broker {
     /// Bound addresses of the listeners, in the order of the configuration.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.addresses.clone()
+    }
+
+    /// Where other members of the group reach this node.
+    pub fn peers_address(&self) -> Option<SocketAddr> {
+        self.peers_address
     }
 
     pub fn http_address(&self) -> Option<SocketAddr> {
@@ -202,9 +228,9 @@ impl Broker {
         &self.context
     }
 
-    /// Resolves with the reason if the replica fails for good: the process must then end.
-    pub fn failed(&self) -> impl Future<Output = String> + Send + use<> {
-        self.running.failed()
+    /// Resolves once the broker cannot go on as it is: it must be shut down then.
+    pub fn ended(&self) -> impl Future<Output = Ended> + Send + use<> {
+        self.running.ended()
     }
 
     /// Stops taking calls, finishes those in flight, closes the log.
@@ -223,6 +249,7 @@ impl Broker {
         }
         self.registration.join().await;
         report(self.upkeep.await, "upkeep");
+        report(self.first_checkpoint.await, "the first checkpoint");
         self.running.shutdown().await;
         if let Some(http) = self.http {
             http.end.cancel();
@@ -246,21 +273,31 @@ struct Bound {
     advertised: Address,
 }
 
+impl Bound {
+    /// The same socket once more.
+    fn another(&self) -> io::Result<TcpListener> {
+        TcpListener::from_std(self.listener.as_fd().try_clone_to_owned()?.into())
+    }
+}
+
 async fn bind(listeners: &[ListenerConfig]) -> Result<Vec<Bound>, StartError> {
     let mut bound = Vec::with_capacity(listeners.len());
     for config in listeners {
-        let failed =
-            |source| StartError::Bind { name: config.name.clone(), bind: config.bind, source };
-        let listener = TcpListener::bind(config.bind).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        let advertised = match &config.advertised {
-            Some((host, 0)) => Address { host: host.clone(), port: u32::from(address.port()) },
-            Some((host, port)) => Address { host: host.clone(), port: u32::from(*port) },
-            None => Address { host: address.ip().to_string(), port: u32::from(address.port()) },
-        };
-        bound.push(Bound { name: config.name.clone(), listener, address, advertised });
+        bound.push(bind_one(config).await?);
     }
     Ok(bound)
+}
+
+async fn bind_one(config: &ListenerConfig) -> Result<Bound, StartError> {
+    let failed = |source| StartError::Bind { name: config.name.clone(), bind: config.bind, source };
+    let listener = TcpListener::bind(config.bind).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let advertised = match &config.advertised {
+        Some((host, 0)) => Address { host: host.clone(), port: u32::from(address.port()) },
+        Some((host, port)) => Address { host: host.clone(), port: u32::from(*port) },
+        None => Address { host: address.ip().to_string(), port: u32::from(address.port()) },
+    };
+    Ok(Bound { name: config.name.clone(), listener, address, advertised })
 }
 
 async fn bind_http(
@@ -273,19 +310,69 @@ async fn bind_http(
     Ok(Some((listener, address)))
 }
 
-/// Locks the data directory; an empty one becomes this node's.
+/// Locks the data directory; an empty one becomes this node's, as a group by itself.
 pub(crate) fn open_data_dir(config: &Config) -> Result<DataDir, DataDirError> {
+    find_data_dir(config)?.or_claim(|| Bootstrap {
+        group_uuid: Uuid::now_v7(),
+        succeeds: Vec::new(),
+        directory_uuid: Uuid::new_v4(),
+        node_id: FIRST_NODE_ID,
+    })
+}
+
+fn find_data_dir(config: &Config) -> Result<Found, DataDirError> {
     let claim = Claim {
         cluster: config.cluster.clone(),
         broker_group: config.broker_group.clone(),
         node: config.node.clone(),
     };
-    let bootstrap = || Bootstrap {
-        group_uuid: Uuid::now_v7(),
-        directory_uuid: Uuid::new_v4(),
-        node_id: FIRST_NODE_ID,
+    DataDir::open(&config.data_dir, &claim)
+}
+
+/// Locks the data directory. An empty one of a group of several nodes is waited for until it
+/// belongs to a member.
+async fn own_data_dir(config: &Config, peers: Option<&Bound>) -> Result<DataDir, StartError> {
+    let (Some(plan), Some(peers)) = (Plan::of(config), peers) else {
+        return Ok(open_data_dir(config)?);
     };
-    DataDir::open(&config.data_dir, &claim, bootstrap)
+    let empty = match find_data_dir(config)? {
+        Found::Owned(data_dir) => return Ok(data_dir),
+        Found::Empty(empty) => empty,
+    };
+    let door = Arc::new(Door::of_empty(empty));
+    let stop = CancellationToken::new();
+    let _stop_with_this = stop.clone().drop_guard();
+    let incoming = TcpIncoming::from(peers.another()?).with_nodelay(Some(true));
+    let serving = Server::builder()
+        .add_service(DoorService::server(Arc::clone(&door)))
+        .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+    let serving = tokio::spawn(serving);
+    let data_dir = bootstrap::join(&plan, &door).await?;
+    stop.cancel();
+    // The answer that made this node a member should still go out; if not, it is asked for again.
+    match tokio::time::timeout(ADOPTED_TIMEOUT, serving).await {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(error))) => tracing::warn!(%error, "the peer port failed"),
+        Ok(Err(error)) => tracing::error!(%error, "the peer port ended badly"),
+        Err(_) => tracing::debug!("a connection of the peer port stays open"),
+    }
+    Ok(data_dir)
+}
+
+/// Takes the first checkpoint once there is something in it: trims need one.
+async fn first_checkpoint(replica: Replica, stop: CancellationToken) {
+    let mut readable = replica.readable_end();
+    let taking = async {
+        if replica.trim_limit().is_some()
+            || readable.wait_for(|end| end.index > EntryIndex::ZERO).await.is_err()
+        {
+            return;
+        }
+        if let Err(error) = replica.checkpoint().await {
+            tracing::warn!(%error, "the first checkpoint was not written");
+        }
+    };
+    stop.run_until_cancelled(taking).await;
 }
 
 /// The replica of an open data directory.
@@ -297,10 +384,10 @@ pub(crate) async fn start_replica(
     let identity = data_dir.identity();
     let (commit_seconds, elections) = metrics.of_replica();
     let options = start::Options {
-        node_id: identity.node_id,
-        group_uuid: identity.group_uuid,
-        broker_group: config.broker_group.clone(),
-        node_name: config.node.clone(),
+        identity: identity.clone(),
+        plan: Plan::of(config),
+        peer_address: own_address(config),
+        addresses: addresses(config),
         hint_path: data_dir.root().join(HINT_FILE),
         checkpoint_interval_bytes: config.checkpoint_bytes.min(config.segment_bytes),
         limits: Limits { topics_max: config.topics_max, groups_max: config.groups_max },
@@ -317,7 +404,7 @@ pub(crate) async fn start_replica(
         Arc::new(RealDisk),
         &data_dir.checkpoint_dir(),
         &data_dir.index_dir(),
-        identity.group_uuid,
+        identity.log_uuid(),
     )?;
     let log_metrics = LogMetrics::default();
     metrics.register_log(&log_metrics);
@@ -326,7 +413,7 @@ pub(crate) async fn start_replica(
         prepared_bytes: config.prepared_bytes,
         quarantine_bytes_max: config.quarantine_bytes_max,
         metrics: log_metrics,
-        ..LogOptions::new(identity.group_uuid)
+        ..LogOptions::new(identity.log_uuid())
     };
     let log_dir = data_dir.log_dir();
     let open_log = move |mark| {
@@ -340,6 +427,25 @@ pub(crate) async fn start_replica(
         Ok(log)
     };
     Ok(start::start(options, opened, open_log).await?)
+}
+
+/// Where the configuration says that others reach this node; empty if it does not.
+fn own_address(config: &Config) -> String {
+    let listed = config.replicas.iter().find(|node| node.name == config.node);
+    let advertised = config.peers.as_ref().and_then(|peers| peers.advertised.as_ref());
+    match (listed, advertised) {
+        (Some(node), _) => node.address.clone(),
+        (None, Some((host, port))) => format!("{host}:{port}"),
+        (None, None) => {
+            config.peers.as_ref().map(|peers| peers.bind.to_string()).unwrap_or_default()
+        }
+    }
+}
+
+/// Of the members that the configuration names.
+fn addresses(config: &Config) -> BTreeMap<String, String> {
+    let members = config.replicas.iter().chain(&config.witness);
+    members.map(|member| (member.name.clone(), member.address.clone())).collect()
 }
 
 /// What nameservers are told of this broker.
@@ -357,6 +463,20 @@ fn hello(context: &Context, listeners: &[Bound]) -> Hello {
         listeners: listeners.iter().map(listener).collect(),
         catalog: config.broker_group == config.catalog_group,
         succeeds_group_uuid: String::new(),
+    }
+}
+
+/// Answers other members until `stop`.
+async fn serve_peers(bound: Bound, door: Arc<Door>, stop: CancellationToken) {
+    let Bound { listener, address, .. } = bound;
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let served = Server::builder()
+        .add_service(DoorService::server(door))
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+        .await;
+    match served {
+        Ok(()) => tracing::info!(%address, "stopped listening to other members"),
+        Err(error) => tracing::error!(%address, %error, "the peer port failed"),
     }
 }
 

@@ -23,6 +23,10 @@ const FOLDERS: [&str; 3] = [LOG, INDEX, CHECKPOINT];
 
 const MAGIC: [u8; 8] = *b"DrumIdnt";
 const VERSION: u16 = 1;
+/// With the succession behind the names.
+const VERSION_SUCCEEDED: u16 = 2;
+/// Of broker groups that one may succeed; bounds what a file can make us read.
+const SUCCEEDED_MAX: usize = 64;
 
 /// Whose data a directory holds. Never changes once written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,12 +35,22 @@ pub struct Identity {
     pub broker_group: BrokerGroupName,
     /// Name of the node within the cluster.
     pub node: String,
-    /// Of the broker group, made at its bootstrap.
+    /// Of the broker group, made at its bootstrap or by an unsafe election.
     pub group_uuid: Uuid,
+    /// What the group was called before each of its unsafe elections, oldest first. Its log and
+    /// checkpoints are still keyed with the first.
+    pub succeeds: Vec<Uuid>,
     /// Random, of this directory alone: a node that lost its disk is another member.
     pub directory_uuid: Uuid,
     /// Raft's name of this member.
     pub node_id: u64,
+}
+
+impl Identity {
+    /// What log and checkpoints are keyed with: the group's UUID of its bootstrap.
+    pub fn log_uuid(&self) -> Uuid {
+        self.succeeds.first().copied().unwrap_or(self.group_uuid)
+    }
 }
 
 /// Who the configuration says that this is.
@@ -48,9 +62,11 @@ pub struct Claim {
 }
 
 /// What an empty directory gets besides the claim.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Bootstrap {
     pub group_uuid: Uuid,
+    /// As in [`Identity`].
+    pub succeeds: Vec<Uuid>,
     pub directory_uuid: Uuid,
     pub node_id: u64,
 }
@@ -76,6 +92,31 @@ pub enum DataDirError {
     IdentityDamaged { path: PathBuf, reason: String },
 }
 
+/// What was found in a directory; it is locked either way.
+#[derive(Debug)]
+pub enum Found {
+    Owned(DataDir),
+    Empty(EmptyDataDir),
+}
+
+impl Found {
+    /// An empty directory becomes this node's.
+    pub fn or_claim(self, bootstrap: impl FnOnce() -> Bootstrap) -> Result<DataDir, DataDirError> {
+        match self {
+            Self::Owned(data_dir) => Ok(data_dir),
+            Self::Empty(empty) => empty.claim(bootstrap()),
+        }
+    }
+}
+
+/// A locked directory that is nobody's yet.
+#[derive(Debug)]
+pub struct EmptyDataDir {
+    root: PathBuf,
+    claim: Claim,
+    lock: File,
+}
+
 /// An open data directory. Others are locked out until it is dropped.
 #[derive(Debug)]
 pub struct DataDir {
@@ -86,29 +127,62 @@ pub struct DataDir {
     _lock: File,
 }
 
+impl EmptyDataDir {
+    pub fn owner(&self) -> &Claim {
+        &self.claim
+    }
+
+    /// Makes the directory this node's, durably. After an error it is as empty as before, or
+    /// owned.
+    pub fn claim(self, bootstrap: Bootstrap) -> Result<DataDir, DataDirError> {
+        let disk = RealDisk;
+        let io = |error| DataDirError::Io { dir: self.root.clone(), error };
+        let identity = write_identity(&disk, &self.root, &self.claim, bootstrap).map_err(io)?;
+        DataDir::of(self.root, identity, true, self.lock)
+    }
+}
+
 impl DataDir {
-    /// Creates the directory if need be, locks it, and checks or writes its identity.
-    pub fn open(
-        root: &Path,
-        claim: &Claim,
-        bootstrap: impl FnOnce() -> Bootstrap,
-    ) -> Result<Self, DataDirError> {
+    /// Creates the directory if need be, locks it, and checks whose it is.
+    pub fn open(root: &Path, claim: &Claim) -> Result<Found, DataDirError> {
         let disk = RealDisk;
         let io = |error| DataDirError::Io { dir: root.to_owned(), error };
         disk.create_dir(root).map_err(io)?;
         let lock = lock(root)?;
-        let (identity, is_new) = match read_identity(&disk, root)? {
+        let root = root.to_owned();
+        match read_identity(&disk, &root)? {
             Some(identity) => {
-                check_claim(root, &identity, claim)?;
-                (identity, false)
+                check_claim(&root, &identity, claim)?;
+                Ok(Found::Owned(Self::of(root, identity, false, lock)?))
             }
-            None => (write_identity(&disk, root, claim, bootstrap()).map_err(io)?, true),
-        };
+            None => Ok(Found::Empty(EmptyDataDir { root, claim: claim.clone(), lock })),
+        }
+    }
+
+    fn of(
+        root: PathBuf,
+        identity: Identity,
+        is_new: bool,
+        lock: File,
+    ) -> Result<Self, DataDirError> {
+        let disk = RealDisk;
+        let io = |error| DataDirError::Io { dir: root.clone(), error };
         for folder in FOLDERS {
             disk.create_dir(&root.join(folder)).map_err(io)?;
         }
-        disk.sync_dir(root).map_err(io)?;
-        Ok(Self { root: root.to_owned(), identity, is_new, _lock: lock })
+        disk.sync_dir(&root).map_err(io)?;
+        Ok(Self { root, identity, is_new, _lock: lock })
+    }
+
+    /// The same data under a new group UUID, which succeeds the one it had; durable on return.
+    pub fn succeed(self, group_uuid: Uuid) -> Result<Self, DataDirError> {
+        let io = |error| DataDirError::Io { dir: self.root.clone(), error };
+        let mut identity = self.identity.clone();
+        identity.succeeds.push(identity.group_uuid);
+        identity.group_uuid = group_uuid;
+        let bytes = encode(&identity).map_err(io)?;
+        replace_file(&RealDisk, &self.root, IDENTITY, &[&bytes]).map_err(io)?;
+        Ok(Self { identity, ..self })
     }
 
     pub fn identity(&self) -> &Identity {
@@ -192,6 +266,7 @@ fn write_identity(
         broker_group: claim.broker_group.clone(),
         node: claim.node.clone(),
         group_uuid: bootstrap.group_uuid,
+        succeeds: bootstrap.succeeds,
         directory_uuid: bootstrap.directory_uuid,
         node_id: bootstrap.node_id,
     };
@@ -219,7 +294,8 @@ fn check_claim(root: &Path, identity: &Identity, claim: &Claim) -> Result<(), Da
 fn encode(identity: &Identity) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     bytes.put_slice(&MAGIC);
-    bytes.put_u16_le(VERSION);
+    let succeeds = !identity.succeeds.is_empty();
+    bytes.put_u16_le(if succeeds { VERSION_SUCCEEDED } else { VERSION });
     bytes.put_bytes(0, 6);
     bytes.put_slice(identity.group_uuid.as_bytes());
     bytes.put_slice(identity.directory_uuid.as_bytes());
@@ -228,6 +304,14 @@ fn encode(identity: &Identity) -> io::Result<Vec<u8>> {
         let name_bytes = u16::try_from(name.len()).map_err(io::Error::other)?;
         bytes.put_u16_le(name_bytes);
         bytes.put_slice(name.as_bytes());
+    }
+    if succeeds {
+        let count = u16::try_from(identity.succeeds.len()).map_err(io::Error::other)?;
+        if usize::from(count) > SUCCEEDED_MAX {
+            return Err(io::Error::other("the group succeeds too many others"));
+        }
+        bytes.put_u16_le(count);
+        identity.succeeds.iter().for_each(|uuid| bytes.put_slice(uuid.as_bytes()));
     }
     let crc = crc32fast::hash(&bytes);
     bytes.put_u32_le(crc);
@@ -241,7 +325,7 @@ fn decode(bytes: &[u8]) -> Result<Identity, String> {
         .map_or_else(|| (bytes, [0; 4].as_slice()), |(fields, crc)| (fields, crc.as_slice()));
     fields = fields.strip_prefix(&MAGIC).ok_or("it is no identity file")?;
     let version = fields.try_get_u16_le().map_err(short)?;
-    if version != VERSION {
+    if ![VERSION, VERSION_SUCCEEDED].contains(&version) {
         return Err(format!("version {version} is not known"));
     }
     if crc.try_get_u32_le().map_err(short)? != crc32fast::hash(&bytes[..bytes.len() - 4]) {
@@ -259,7 +343,17 @@ fn decode(bytes: &[u8]) -> Result<Identity, String> {
     };
     let (cluster, broker_group, node) = (name()?, name()?, name()?);
     let broker_group = BrokerGroupName::parse(&broker_group).map_err(|error| error.to_string())?;
-    Ok(Identity { cluster, broker_group, node, group_uuid, directory_uuid, node_id })
+    let mut succeeds = Vec::new();
+    if version == VERSION_SUCCEEDED {
+        let count = usize::from(fields.try_get_u16_le().map_err(short)?);
+        if count > SUCCEEDED_MAX {
+            return Err(format!("it succeeds {count} others"));
+        }
+        for _ in 0..count {
+            succeeds.push(Uuid::from_u128(fields.try_get_u128().map_err(short)?));
+        }
+    }
+    Ok(Identity { cluster, broker_group, node, group_uuid, succeeds, directory_uuid, node_id })
 }
 
 #[cfg(test)]
@@ -279,7 +373,8 @@ mod tests {
 
     fn bootstrap() -> Bootstrap {
         let group_uuid = Uuid::from_u128(0x0102_0304);
-        Bootstrap { group_uuid, directory_uuid: Uuid::from_u128(5), node_id: 9 }
+        let directory_uuid = Uuid::from_u128(5);
+        Bootstrap { group_uuid, succeeds: Vec::new(), directory_uuid, node_id: 9 }
     }
 
     fn never() -> Bootstrap {
@@ -287,7 +382,7 @@ mod tests {
     }
 
     fn open(root: &Path) -> Result<DataDir, DataDirError> {
-        DataDir::open(root, &claim(), bootstrap)
+        DataDir::open(root, &claim())?.or_claim(bootstrap)
     }
 
     #[test]
@@ -298,7 +393,7 @@ mod tests {
         assert!(first.is_new());
         let identity = first.identity().clone();
         drop(first);
-        let again = DataDir::open(&root, &claim(), never).unwrap();
+        let again = DataDir::open(&root, &claim()).unwrap().or_claim(never).unwrap();
         assert!(!again.is_new());
         assert_eq!(again.identity(), &identity);
         assert_eq!(fs::metadata(&root).unwrap().permissions().mode() & 0o777, 0o700);
@@ -335,7 +430,7 @@ mod tests {
         for (change, expected) in changes.into_iter().zip(expected) {
             let mut other = claim();
             change(&mut other);
-            let error = DataDir::open(root.path(), &other, never).unwrap_err();
+            let error = DataDir::open(root.path(), &other).unwrap_err();
             assert!(error.to_string().ends_with(expected), "{error}");
         }
     }
@@ -363,7 +458,7 @@ mod tests {
         }
         for bytes in 0..good.len() {
             fs::write(&path, &good[..bytes]).unwrap();
-            let error = DataDir::open(root.path(), &claim(), never).unwrap_err();
+            let error = DataDir::open(root.path(), &claim()).unwrap_err();
             assert!(matches!(error, DataDirError::IdentityDamaged { .. }), "{bytes}: {error}");
         }
     }
@@ -380,6 +475,40 @@ mod tests {
             "62726f6b65722d610a0062726f6b65722d612d30f8b1b5a2",
         );
         assert_eq!(hex, golden, "add a version instead");
+    }
+
+    #[test]
+    fn an_empty_directory_stays_empty_until_it_is_claimed() {
+        let root = tempfile::tempdir().unwrap();
+        for _ in 0..2 {
+            let found = DataDir::open(root.path(), &claim()).unwrap();
+            assert!(matches!(found, Found::Empty(_)), "{found:?}");
+            assert!(matches!(
+                DataDir::open(root.path(), &claim()),
+                Err(DataDirError::Locked { .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn a_group_that_succeeds_others_keeps_the_key_of_its_log() {
+        let root = tempfile::tempdir().unwrap();
+        let old = open(root.path()).unwrap();
+        let first = old.identity().group_uuid;
+        let second = old.succeed(Uuid::from_u128(20)).unwrap();
+        assert_eq!(second.identity().succeeds, [first]);
+        let third = second.succeed(Uuid::from_u128(30)).unwrap();
+        drop(third);
+        let again = DataDir::open(root.path(), &claim()).unwrap().or_claim(never).unwrap();
+        assert_eq!(again.identity().group_uuid, Uuid::from_u128(30));
+        assert_eq!(again.identity().succeeds, [first, Uuid::from_u128(20)]);
+        assert_eq!(again.identity().log_uuid(), first);
+        let good = fs::read(root.path().join(IDENTITY)).unwrap();
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode(&bad).is_err(), "bit {bit}");
+        }
     }
 
     #[test]

@@ -10,10 +10,11 @@ use drumlin_broker::broker::Broker;
 use drumlin_nameserver::Nameserver;
 use serde_json::json;
 
+use super::broker::Run;
 use super::server;
 use crate::cli::{Global, Shape};
 use crate::config::{self, BrokerKeys, Given, Keys, Loaded, NameserverKeys};
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 use crate::{logging, output};
 
 mod children;
@@ -151,7 +152,10 @@ impl Dev {
         broker.shutdown().await;
         nameserver.shutdown().await;
         tracing::info!("stopped");
-        ended
+        match ended? {
+            Run::Stopped => Ok(()),
+            Run::Restart => Err(Failure::new(Kind::Failed, "the broker must be started again")),
+        }
     }
 
     fn announce(&self, bound: &Bound, global: &Global) -> std::io::Result<()> {

@@ -13,6 +13,7 @@ use super::checkpoint::{CheckpointMeta, Checkpointer};
 use super::membership::{self, MembershipBytesError};
 use super::published::Published;
 use super::raft_types::{StoredMembership, log_id};
+use super::start::Ended;
 use super::state::State;
 use crate::log::Log;
 use crate::position::{EntryId, EntryIndex, LogOffset};
@@ -123,7 +124,7 @@ pub(crate) struct Writing {
     pub(crate) log: Log,
     pub(crate) published: Arc<Published>,
     /// Told if no checkpoint can be written any more: the node must end.
-    pub(crate) failed: watch::Sender<Option<String>>,
+    pub(crate) ended: watch::Sender<Option<Ended>>,
 }
 
 /// Starts the task that writes captures in order; it ends with the state machine.
@@ -164,13 +165,14 @@ impl Writing {
                 _ = closed.wait_for(Option::is_some) => break,
             };
             let Ok(durable_end) = covered else { break };
-            let failed = self.failed.clone();
+            let ended = self.ended.clone();
             let work = move || {
                 let newest = self.write(capture, durable_end);
                 (self, newest)
             };
             let Ok((writing, newest)) = tokio::task::spawn_blocking(work).await else {
-                failed.send_replace(Some("the checkpointer has panicked".to_owned()));
+                let reason = "the checkpointer has panicked".to_owned();
+                ended.send_replace(Some(Ended::Failed(reason)));
                 break;
             };
             self = writing;
@@ -184,7 +186,7 @@ impl Writing {
                     if self.checkpointer.has_failed() {
                         // Without checkpoints nothing is trimmed, until the disk is full.
                         let reason = format!("no checkpoint can be written: {error}");
-                        self.failed.send_replace(Some(reason));
+                        self.ended.send_replace(Some(Ended::Failed(reason)));
                     }
                 }
             }

@@ -17,6 +17,7 @@ use crate::log::{Log, ReadError};
 use crate::position::{EntryId, EntryIndex, LogOffset, Term};
 use crate::queue::index::{Index, Line};
 
+pub(crate) mod bootstrap;
 pub mod checkpoint;
 pub mod clock;
 pub mod gate;
@@ -42,6 +43,7 @@ pub use proposer::Chain;
 use proposer::{ProposerHandle, RunsRefused};
 use published::Published;
 use raft_types::{Raft, entry_id};
+use start::Ended;
 use state::State;
 
 /// One thing to be ordered.
@@ -133,6 +135,7 @@ struct Shared {
     refused: watch::Sender<RunsRefused>,
     checkpoints: Checkpoints,
     clock_jump_ms: watch::Receiver<u64>,
+    ended: watch::Sender<Option<Ended>>,
 }
 
 /// How far this node has come, as operators see it.
@@ -332,6 +335,18 @@ impl Replica {
     /// What the older of this node's checkpoints has applied: trims may go up to it.
     pub fn trim_limit(&self) -> Option<EntryIndex> {
         self.shared.checkpoints.limit()
+    }
+
+    /// Asks for this broker to end its run and begin anew on what lies on its disk. Nothing changes
+    /// that is over already.
+    pub fn request_restart(&self, reason: &str) {
+        self.shared.ended.send_if_modified(|ended| {
+            let first = ended.is_none();
+            if first {
+                *ended = Some(Ended::Restart(reason.to_owned()));
+            }
+            first
+        });
     }
 
     pub fn log(&self) -> &Log {

@@ -6,15 +6,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use drumlin_proto::ids::BrokerGroupName;
 use openraft::{SnapshotPolicy, StepDownPolicy};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
+use super::bootstrap::{self, Plan};
 use super::checkpoint::Opened;
 use super::checkpointing;
 use super::clock_source::ClockSource;
@@ -30,6 +29,8 @@ use super::state_machine::StateMachine;
 use super::status::{self, StatusSenders};
 use super::trimming::Trimming;
 use super::{ProposeError, RaftStatus, Replica, Shared};
+use crate::data_dir::Identity;
+use crate::fault::{Fault, injected};
 use crate::log::{CheckpointMark, Log, OpenError};
 
 /// Between two reports of a start that takes long.
@@ -40,12 +41,14 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a replica is started with.
 #[derive(Debug)]
 pub struct Options {
-    /// Issued at bootstrap, kept with the data directory.
-    pub node_id: u64,
-    pub group_uuid: Uuid,
-    pub broker_group: BrokerGroupName,
-    /// Unique within the cluster.
-    pub node_name: String,
+    /// Of the data directory.
+    pub identity: Identity,
+    /// Of the group's first start; `None`: an empty log becomes a group of this node alone.
+    pub(crate) plan: Option<Plan>,
+    /// `host:port` where other members reach this node; empty without a peer port.
+    pub peer_address: String,
+    /// `host:port` of members by name; they win over those that the membership has.
+    pub addresses: BTreeMap<String, String>,
     /// File of the committed index, a hint.
     pub hint_path: PathBuf,
     /// Log bytes between two checkpoints.
@@ -74,20 +77,39 @@ pub enum StartError {
     Raft(String),
 }
 
+/// Why a broker's run is over though nobody stopped it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The process must end: what went wrong would go wrong again, or is not known.
+    Failed(String),
+    /// The broker must begin anew on what lies on its disk.
+    Restart(String),
+}
+
+impl Ended {
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Failed(reason) | Self::Restart(reason) => reason,
+        }
+    }
+}
+
 /// A replica's tasks, and the way to end them.
 #[derive(Debug)]
 pub struct Running {
     replica: Replica,
     stop: CancellationToken,
     proposing: [JoinHandle<()>; 2],
-    following: [JoinHandle<()>; 3],
+    following: Vec<JoinHandle<()>>,
     checkpointing: JoinHandle<()>,
-    failed: watch::Receiver<Option<String>>,
+    ended: watch::Receiver<Option<Ended>>,
+    /// Whether this node is the only voter, as it was at the start.
+    alone: bool,
     settle_timeout: Duration,
 }
 
-/// Starts a replica on what was found in its data directory. A log without a vote and entries
-/// becomes a group of one voter: this node.
+/// Starts a replica on what was found in its data directory. Without a plan a log without a vote
+/// and entries becomes a group of one voter: this node. With one, [`bootstrap::complete`] makes it.
 ///
 /// `open_log` blocks while it recovers.
 pub async fn start(
@@ -95,7 +117,7 @@ pub async fn start(
     opened: Opened,
     open_log: impl FnOnce(Option<CheckpointMark>) -> Result<Log, OpenError> + Send + 'static,
 ) -> Result<(Replica, Running), StartError> {
-    let broker_group = options.broker_group.clone();
+    let broker_group = options.identity.broker_group.clone();
     let restoring = move || restore(opened, open_log, &broker_group);
     let restored = tokio::task::spawn_blocking(restoring).await.map_err(io::Error::other)??;
     let Restored { log, applying, newest, checkpointer } = restored;
@@ -104,17 +126,17 @@ pub async fn start(
     let trimmed = applying.state.trimmed();
     let membership = newest.as_ref().map(|newest| newest.membership.clone()).unwrap_or_default();
     let published = Arc::new(Published::new(applying, applied, durable));
-    let (failed_sender, failed) = watch::channel(None);
+    let (ended_sender, ended) = watch::channel(None);
     let (handle, checkpoints, checkpointing) = checkpointing::start(
         newest,
         options.checkpoint_interval_bytes,
         applied.position,
         checkpointing::Writing {
             checkpointer,
-            group_uuid: options.group_uuid,
+            group_uuid: options.identity.log_uuid(),
             log: log.clone(),
             published: Arc::clone(&published),
-            failed: failed_sender.clone(),
+            ended: ended_sender.clone(),
         },
     );
     let (trim_sender, trimmed) = watch::channel(trimmed);
@@ -140,7 +162,7 @@ pub async fn start(
     let senders = StatusSenders {
         status: status_sender,
         clock_jump_ms: jump_sender,
-        failed: failed_sender,
+        ended: ended_sender.clone(),
         elections: options.elections.clone(),
     };
     let trimming = Trimming {
@@ -150,7 +172,7 @@ pub async fn start(
         trimmed,
         stop: stop.child_token(),
     };
-    let following = [
+    let mut following = vec![
         tokio::spawn(status::follow(
             raft.clone(),
             Arc::clone(&published),
@@ -162,7 +184,17 @@ pub async fn start(
         tokio::spawn(Arc::clone(&published).follow_durable(stop.child_token())),
         tokio::spawn(trimming.run()),
     ];
-    bootstrap(&raft, &options).await?;
+    let alone = begin(&raft, &options).await?;
+    if let Some(plan) = options.plan {
+        let (raft, identity, stop) = (raft.clone(), options.identity, stop.child_token());
+        let completing = async move {
+            let completed = bootstrap::complete(&plan, &identity, &raft);
+            if let Some(Err(reason)) = stop.run_until_cancelled(completed).await {
+                tracing::error!(reason, "the broker group is not complete");
+            }
+        };
+        following.push(tokio::spawn(completing));
+    }
     let shared = Shared {
         published,
         log,
@@ -173,6 +205,7 @@ pub async fn start(
         refused,
         checkpoints,
         clock_jump_ms,
+        ended: ended_sender,
     };
     let replica = Replica { shared: Arc::new(shared) };
     let running = Running {
@@ -181,7 +214,8 @@ pub async fn start(
         proposing,
         following,
         checkpointing,
-        failed,
+        ended,
+        alone,
         settle_timeout: options.settle_timeout,
     };
     Ok((replica, running))
@@ -194,7 +228,7 @@ async fn open_raft(
 ) -> Result<Raft, StartError> {
     let config = raft_config(options).validate().map_err(|e| StartError::Raft(e.to_string()))?;
     let store = LogStore::new(log.clone(), &options.hint_path)?;
-    let raft = Raft::new(options.node_id, Arc::new(config), Links, store, machine);
+    let raft = Raft::new(options.identity.node_id, Arc::new(config), Links, store, machine);
     raft.await.map_err(|fatal| StartError::Raft(fatal.to_string()))
 }
 
@@ -217,7 +251,7 @@ fn raft_config(options: &Options) -> openraft::Config {
         install_snapshot_timeout: 30_000,
         enable_pre_vote: Some(true),
         // A leader that restarts may have lost what it had sent: it starts as a follower.
-        enable_leader_restore: Some(false),
+        enable_leader_restore: Some(injected(Fault::LeaderRestored)),
         removed_leader_step_down: StepDownPolicy::After(1000),
         allow_log_reversion: None,
         enable_elect: true,
@@ -225,22 +259,30 @@ fn raft_config(options: &Options) -> openraft::Config {
     }
 }
 
-/// Makes a group of an empty log; a lone voter does not wait for an election timeout.
-async fn bootstrap(raft: &Raft, options: &Options) -> Result<(), StartError> {
+/// Makes a group of an empty log that nobody has planned more for. A lone voter does not wait for an
+/// election timeout. Whether this node is one.
+async fn begin(raft: &Raft, options: &Options) -> Result<bool, StartError> {
     let failed = |reason: String| StartError::Raft(reason);
+    let node_id = options.identity.node_id;
     if !raft.is_initialized().await.map_err(|e| failed(e.to_string()))? {
+        if options.plan.is_some() {
+            return Ok(false);
+        }
         let node = BrokerNode {
-            name: options.node_name.clone(),
-            address: String::new(),
+            name: options.identity.node.clone(),
+            address: options.peer_address.clone(),
             role: Role::Data,
         };
-        let members = BTreeMap::from([(options.node_id, node)]);
+        let members = BTreeMap::from([(node_id, node)]);
         raft.initialize(members).await.map_err(|e| failed(e.to_string()))?;
-        tracing::info!(node_id = options.node_id, "bootstrapped a broker group of one node");
-    } else if raft.voter_ids().eq([options.node_id]) {
+        tracing::info!(node_id, "bootstrapped a broker group of one node");
+        return Ok(true);
+    }
+    let alone = raft.voter_ids().eq([node_id]);
+    if alone {
         raft.trigger().elect(false).await.map_err(|e| failed(e.to_string()))?;
     }
-    Ok(())
+    Ok(alone)
 }
 
 impl Running {
@@ -269,21 +311,26 @@ impl Running {
         };
         tokio::select! {
             served = serving => served,
-            reason = self.failed() => Err(reason),
+            ended = self.ended() => Err(ended.reason().to_owned()),
             () = report_progress => unreachable!("it does not end"),
         }
     }
 
-    /// Resolves with the reason once the replica has failed for good; the node must then end.
-    pub fn failed(&self) -> impl Future<Output = String> + Send + use<> {
-        let mut failed = self.failed.clone();
+    /// Resolves once the replica cannot go on: the node must then end.
+    pub fn ended(&self) -> impl Future<Output = Ended> + Send + use<> {
+        let mut ended = self.ended.clone();
         async move {
-            let reason = failed.wait_for(Option::is_some).await.map(|reason| reason.clone());
-            match reason {
-                Ok(reason) => reason.unwrap_or_default(),
-                Err(_) => std::future::pending().await,
+            let told = ended.wait_for(Option::is_some).await.map(|ended| ended.clone());
+            match told {
+                Ok(Some(ended)) => ended,
+                Ok(None) | Err(_) => std::future::pending().await,
             }
         }
+    }
+
+    /// Whether this node is its group's only voter: then it serves as soon as it can.
+    pub fn is_alone(&self) -> bool {
+        self.alone
     }
 
     /// Proposes nothing new, answers what is under way, takes a last checkpoint, closes the log.
@@ -291,9 +338,10 @@ impl Running {
     /// A disk that is full or stuck delays it by some seconds: what waits for the disk then has no
     /// known outcome.
     pub async fn shutdown(self) {
-        let Self { replica, stop, proposing, following, checkpointing, failed, settle_timeout } =
-            self;
-        let healthy = failed.borrow().is_none();
+        let Self {
+            replica, stop, proposing, following, checkpointing, ended, settle_timeout, ..
+        } = self;
+        let healthy = !matches!(*ended.borrow(), Some(Ended::Failed(_)));
         replica.shared.proposer.close();
         let mut settling = tokio::spawn(settle(replica.clone(), proposing, healthy));
         match tokio::time::timeout(settle_timeout, &mut settling).await {

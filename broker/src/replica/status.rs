@@ -11,6 +11,7 @@ use super::RaftStatus;
 use super::clock_source::ClockSource;
 use super::published::Published;
 use super::raft_types::Raft;
+use super::start::Ended;
 use crate::log::LogClosed;
 use crate::position::Term;
 
@@ -21,7 +22,7 @@ pub(crate) struct StatusSenders {
     pub(crate) clock_jump_ms: watch::Sender<u64>,
     pub(crate) elections: Counter,
     /// Why Raft or its log has ended, if not by a shutdown.
-    pub(crate) failed: watch::Sender<Option<String>>,
+    pub(crate) ended: watch::Sender<Option<Ended>>,
 }
 
 /// Runs until `stop`, or the end of Raft or of its log.
@@ -62,7 +63,7 @@ pub(crate) async fn follow(
             (None, Ok(())) => "raft has stopped".to_owned(),
         };
         tracing::error!(reason, "the replica has failed");
-        senders.failed.send_replace(Some(reason));
+        senders.ended.send_replace(Some(Ended::Failed(reason)));
     }
 }
 

@@ -1,6 +1,6 @@
 //! A replica as a whole, over real files.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +12,10 @@ use prometheus_client::metrics::histogram::Histogram;
 
 use super::checkpoint::Checkpointer;
 use super::restore::RestoreError;
-use super::start::{Options, Running, StartError};
+use super::start::{Ended, Options, Running, StartError};
 use super::*;
 use crate::command::{ClientKey, GroupStart, Lease, LeaseId, TopicType};
+use crate::data_dir::Identity;
 use crate::disk::RealDisk;
 use crate::log::faulty::{Fault, FaultyDisk};
 use crate::log::{Directory, LogOptions, Storage};
@@ -75,10 +76,18 @@ impl Home {
     /// Not serving yet.
     async fn try_start_on(&self, storage: Arc<dyn Storage>) -> Result<Node, StartError> {
         let options = Options {
-            node_id: 1,
-            group_uuid: GROUP_UUID,
-            broker_group: broker_group(),
-            node_name: "a-0".into(),
+            identity: Identity {
+                cluster: "c".into(),
+                broker_group: broker_group(),
+                node: "a-0".into(),
+                group_uuid: GROUP_UUID,
+                succeeds: Vec::new(),
+                directory_uuid: uuid::Uuid::from_u128(8),
+                node_id: 1,
+            },
+            plan: None,
+            peer_address: String::new(),
+            addresses: BTreeMap::new(),
             hint_path: self.path("committed"),
             checkpoint_interval_bytes: u64::MAX,
             limits: Limits { topics_max: 10, groups_max: 10 },
@@ -425,7 +434,7 @@ async fn failed_write_or_sync_acknowledges_nothing_and_ends_the_node() {
             ),
             "operation {operation}: {failure}"
         );
-        assert!(!node.running.failed().await.is_empty());
+        assert!(matches!(node.running.ended().await, Ended::Failed(_)));
         assert_eq!(node.bodies(1).len(), acked, "nothing else became readable");
         let range = node.replica.queue_range(queue(1)).unwrap();
         assert_eq!(range.1.get(), u64::try_from(acked).unwrap());
@@ -437,11 +446,12 @@ async fn failed_write_or_sync_acknowledges_nothing_and_ends_the_node() {
 async fn a_log_that_closes_itself_fails_an_idle_replica() {
     let home = Home::new();
     let node = home.start().await;
-    let failed = node.running.failed();
+    let ended = node.running.ended();
     // As after a write that failed and nobody waited for.
     let log = node.replica.log().clone();
     tokio::task::spawn_blocking(move || log.close()).await.unwrap();
-    let reason = tokio::time::timeout(Duration::from_secs(60), failed).await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(60), ended).await.unwrap();
+    let reason = ended.reason();
     assert!(reason.contains("the log is closed"), "{reason}");
     assert!(!node.replica.raft_status().borrow().serving);
     node.running.shutdown().await;
@@ -527,7 +537,8 @@ async fn checkpoint_that_cannot_be_written_ends_the_node() {
     std::fs::rename(home.path("checkpoint"), home.path("away")).unwrap();
     std::fs::write(home.path("checkpoint"), b"not a directory").unwrap();
     node.replica.checkpoint().await.unwrap_err();
-    let reason = node.running.failed().await;
+    let ended = node.running.ended().await;
+    let reason = ended.reason();
     assert!(reason.contains("checkpoint"), "{reason}");
     node.stop().await;
     std::fs::remove_file(home.path("checkpoint")).unwrap();
