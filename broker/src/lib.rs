@@ -18,6 +18,7 @@ pub mod queue;
 pub mod registration;
 pub mod replica;
 pub mod retention;
+pub mod seed;
 pub mod service;
 mod upkeep;
 pub mod whereabouts;

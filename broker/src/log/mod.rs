@@ -5,6 +5,7 @@
 //! sync, or any failed write but for a full disk, ends all writing (I3).
 
 mod commands;
+mod export;
 #[cfg(test)]
 pub(crate) mod faulty;
 mod files;
@@ -19,6 +20,7 @@ mod recovery;
 mod scan;
 mod segment;
 mod slots;
+pub mod staged;
 mod storage;
 mod tail;
 #[cfg(test)]
@@ -37,6 +39,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{oneshot, watch};
 
 use self::commands::{Command, Cut, Waiting};
+pub use self::export::{Export, ExportedSegment};
 use self::files::Files;
 pub use self::mapping::Mapping;
 pub use self::metrics::LogMetrics;

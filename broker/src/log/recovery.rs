@@ -414,7 +414,7 @@ pub(super) fn scan_start(
 }
 
 /// The checkpoint's entry must end where it says, or the log is not the one it was made of.
-fn check_mark(
+pub(super) fn check_mark(
     storage: &dyn Storage,
     chain: &[Found],
     from: ScanFrom,

@@ -92,6 +92,8 @@ pub enum CheckpointError {
     Io(#[from] io::Error),
     #[error("checkpoint {path} belongs to broker group {found}, this is {own}")]
     OtherGroup { path: PathBuf, found: Uuid, own: Uuid },
+    #[error("checkpoint {path} cannot be used")]
+    Damaged { path: PathBuf, source: CheckpointFault },
 }
 
 /// The lines at the checkpoint.
@@ -264,8 +266,25 @@ impl Checkpointer {
     }
 }
 
-fn file_name(generation: u64) -> String {
+pub(super) fn file_name(generation: u64) -> String {
     format!("{FILE_PREFIX}{generation:020}")
+}
+
+/// Whether a file of this name is a checkpoint.
+pub fn is_file_name(name: &str) -> bool {
+    generation_of(name).is_some_and(|generation| file_name(generation) == name)
+}
+
+fn generation_of(name: &str) -> Option<u64> {
+    name.strip_prefix(FILE_PREFIX)?.parse().ok()
+}
+
+/// What a checkpoint's file says besides state and index; all of it is checked.
+pub fn read_meta(path: &Path, bytes: &[u8]) -> Result<CheckpointMeta, CheckpointError> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let generation = generation_of(name).unwrap_or_default();
+    let damaged = |fault| CheckpointError::Damaged { path: path.to_owned(), source: fault };
+    Ok(decode(bytes, generation).map_err(damaged)?.meta)
 }
 
 #[derive(Debug)]
@@ -286,8 +305,7 @@ fn find(disk: &dyn Disk, dir: &Path) -> io::Result<Found> {
             disk.remove(&path)?;
             continue;
         }
-        let generation = name.strip_prefix(FILE_PREFIX).and_then(|n| n.parse::<u64>().ok());
-        let Some(generation) = generation else { continue };
+        let Some(generation) = generation_of(&name) else { continue };
         found.next_generation = found.next_generation.max(generation.saturating_add(1));
         let Some(bytes) = read_file(disk, &path)? else { continue };
         match decode(&bytes, generation) {

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -18,6 +19,7 @@ use super::state::State;
 use crate::log::Log;
 use crate::position::{EntryId, EntryIndex, LogOffset};
 use crate::queue::index;
+use crate::seed::donor::Donor;
 
 /// Everything at one applied index, shared with the tables that go on changing.
 #[derive(Debug)]
@@ -35,6 +37,7 @@ pub(crate) struct Capture {
 /// A checkpoint that is durable.
 #[derive(Clone, Debug)]
 pub(crate) struct KeptCheckpoint {
+    pub(crate) generation: u64,
     pub(crate) applied: EntryId,
     pub(crate) membership: StoredMembership,
 }
@@ -53,6 +56,8 @@ pub(crate) struct Checkpoints {
     kept: watch::Receiver<Kept>,
     /// One capture at a time.
     room: Arc<Semaphore>,
+    /// What a re-seed is made of, as long as its files are held.
+    pinned: Arc<Mutex<Option<(KeptCheckpoint, Donor)>>>,
 }
 
 impl Checkpoints {
@@ -62,6 +67,27 @@ impl Checkpoints {
 
     pub(crate) fn changes(&self) -> watch::Receiver<Kept> {
         self.kept.clone()
+    }
+
+    pub(crate) fn newest(&self) -> Option<KeptCheckpoint> {
+        self.kept.borrow().newest.clone()
+    }
+
+    /// Offers no newer one to other members until the donor lets go of its files.
+    pub(crate) fn pin(&self, kept: KeptCheckpoint, donor: Donor) {
+        *self.pinned.lock() = Some((kept, donor));
+    }
+
+    /// The one that other members are offered: they need some time to take it.
+    pub(crate) fn offered(&self) -> Option<KeptCheckpoint> {
+        let mut pinned = self.pinned.lock();
+        match &*pinned {
+            Some((kept, donor)) if donor.is_open() => Some(kept.clone()),
+            Some(_) | None => {
+                *pinned = None;
+                self.newest()
+            }
+        }
     }
 
     /// Waits until nobody else has a capture.
@@ -112,7 +138,11 @@ impl CheckpointHandle {
     }
 
     pub(crate) fn newest(&self) -> Option<KeptCheckpoint> {
-        self.checkpoints.kept.borrow().newest.clone()
+        self.checkpoints.newest()
+    }
+
+    pub(crate) fn offered(&self) -> Option<KeptCheckpoint> {
+        self.checkpoints.offered()
     }
 }
 
@@ -136,7 +166,8 @@ pub(crate) fn start(
 ) -> (CheckpointHandle, Checkpoints, JoinHandle<()>) {
     let (requests, waiting) = mpsc::channel(1);
     let (kept, seen) = watch::channel(Kept { newest, limit: writing.limit() });
-    let checkpoints = Checkpoints { kept: seen, room: Arc::new(Semaphore::new(1)) };
+    let checkpoints =
+        Checkpoints { kept: seen, room: Arc::new(Semaphore::new(1)), pinned: Arc::default() };
     let handle =
         CheckpointHandle { requests, checkpoints: checkpoints.clone(), interval_bytes, last };
     (handle, checkpoints, tokio::spawn(writing.run(waiting, kept)))
@@ -205,9 +236,10 @@ impl Writing {
             membership_at: capture.membership_at,
             membership: capture.membership.to_vec(),
         };
-        let newest = kept(&meta).map_err(io::Error::other)?;
+        let mut newest = kept(0, &meta).map_err(io::Error::other)?;
         let state = capture.state.encode().map_err(io::Error::other)?;
         let written = self.checkpointer.write(&capture.index, &meta, &state, durable_end)?;
+        newest.generation = self.checkpointer.newest().map_or(0, |kept| kept.generation);
         drop(capture);
         self.published.applying.write().index.settle(written);
         tracing::info!(applied = %meta.applied, bytes = state.len(), "wrote a checkpoint");
@@ -216,8 +248,11 @@ impl Writing {
 }
 
 /// What Raft needs to know of a checkpoint.
-pub(crate) fn kept(meta: &CheckpointMeta) -> Result<KeptCheckpoint, MembershipBytesError> {
+pub(crate) fn kept(
+    generation: u64,
+    meta: &CheckpointMeta,
+) -> Result<KeptCheckpoint, MembershipBytesError> {
     let members = membership::decode(&meta.membership)?;
     let membership = StoredMembership::new(meta.membership_at.map(log_id), members);
-    Ok(KeptCheckpoint { applied: meta.applied, membership })
+    Ok(KeptCheckpoint { generation, applied: meta.applied, membership })
 }

@@ -33,6 +33,8 @@ mod proposer;
 mod published;
 mod raft_types;
 mod restore;
+#[expect(dead_code, reason = "the peer service calls it")]
+mod seeding;
 mod state_machine;
 mod status;
 mod trimming;

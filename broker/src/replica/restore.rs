@@ -67,7 +67,7 @@ pub(crate) fn restore(
         return Ok(Restored { log, applying, newest: None, checkpointer });
     };
     let state = State::decode(&checkpoint.state)?;
-    let newest = checkpointing::kept(&checkpoint.meta)?;
+    let newest = checkpointing::kept(checkpoint.generation, &checkpoint.meta)?;
     let index = match index {
         IndexFound::Ready(index) => index,
         IndexFound::Damaged(damage) => {

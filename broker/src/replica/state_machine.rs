@@ -12,7 +12,7 @@ use openraft::{EntryPayload, OptionalSend};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use super::Applying;
-use super::checkpointing::{Capture, CheckpointHandle};
+use super::checkpointing::{Capture, CheckpointHandle, KeptCheckpoint};
 use super::membership;
 use super::published::{AppliedEnd, Published};
 use super::raft_types::{
@@ -23,7 +23,7 @@ use super::state::{Limits, TrimPoint};
 
 type Snapshot = openraft::alias::SnapshotOf<TypeConfig, Manifest>;
 
-/// What a snapshot names: the newest checkpoint of this node. Its files are copied beside Raft.
+/// What a snapshot names: a checkpoint of this node. Its files are copied beside Raft.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Manifest;
 
@@ -106,13 +106,12 @@ impl StateMachine {
         Some(self.checkpoints.write(capture, room))
     }
 
-    fn snapshot(&self) -> Option<Snapshot> {
-        let kept = self.checkpoints.newest()?;
+    fn snapshot(kept: KeptCheckpoint) -> Snapshot {
         let meta = SnapshotMeta {
             last_log_id: Some(log_id(kept.applied)),
             last_membership: kept.membership,
         };
-        Some(Snapshot { meta, snapshot: Manifest })
+        Snapshot { meta, snapshot: Manifest }
     }
 }
 
@@ -138,19 +137,20 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> NewestCheckpoint {
-        NewestCheckpoint { snapshot: self.snapshot() }
+        NewestCheckpoint { snapshot: self.checkpoints.newest().map(Self::snapshot) }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, _: Manifest) -> io::Result<()> {
         if meta.last_log_id <= self.applied.id.map(log_id) {
             return Ok(());
         }
-        let reason = "taking over a checkpoint of another member is not supported yet";
+        // A re-seed is put in place before the log is opened, see `crate::seed`.
+        let reason = "a checkpoint of another member cannot be taken over while this one runs";
         Err(io::Error::new(io::ErrorKind::Unsupported, reason))
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
-        Ok(self.snapshot())
+        Ok(self.checkpoints.offered().map(Self::snapshot))
     }
 }
 
