@@ -1,6 +1,9 @@
 //! The harness: real processes on loopback, disks that lose power, and a checker of what they said.
 
+pub mod checker;
+pub mod event;
 pub mod history;
+pub mod link;
 pub mod loop_disk;
 pub mod node;
 pub mod traffic;
