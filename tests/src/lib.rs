@@ -1,6 +1,7 @@
 //! The harness: real processes on loopback, disks that lose power, and a checker of what they said.
 
 pub mod checker;
+pub mod cluster;
 pub mod event;
 pub mod history;
 pub mod link;
