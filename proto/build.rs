@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "apache/rocketmq/v2/admin.proto",
         "drumlin/v1/broker.proto",
         "drumlin/v1/admin.proto",
+        "drumlin/v1/catalog.proto",
         "drumlin/v1/route.proto",
         "drumlin/v1/forward.proto",
         "drumlin/v1/peer.proto",

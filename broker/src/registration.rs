@@ -359,6 +359,8 @@ pub fn wire_topic(topic: &catalog::Topic) -> Topic {
         shares: topic.shares.iter().map(share).collect(),
         version: u64::from(topic.version),
         created_ms: i64::try_from(topic.created_ms).unwrap_or(i64::MAX),
+        min_copies: u32::from(topic.min_copies),
+        next_shares: topic.next.iter().flatten().map(share).collect(),
     }
 }
 

@@ -28,6 +28,7 @@ pub struct NewTopic {
     queue_count: u32,
     kind: TopicType,
     broker_groups: Vec<String>,
+    min_copies: u32,
     auto: bool,
 }
 
@@ -35,7 +36,8 @@ impl NewTopic {
     /// Takes messages of all types, in `queue_count` queues on each broker group.
     pub fn new(name: impl Into<String>, queue_count: u32) -> Self {
         let (kind, broker_groups) = (TopicType::Mixed, Vec::new());
-        Self { name: name.into(), queue_count, kind, broker_groups, auto: false }
+        let name = name.into();
+        Self { name, queue_count, kind, broker_groups, min_copies: 1, auto: false }
     }
 
     /// What messages it takes.
@@ -50,9 +52,48 @@ impl NewTopic {
         self
     }
 
+    /// Copies that an acknowledged message must have: 1 or 2. With 2, sends are refused while a
+    /// broker group has only one.
+    pub fn min_copies(mut self, min_copies: u32) -> Self {
+        self.min_copies = min_copies;
+        self
+    }
+
     /// An existing topic is fine; without it, only where topics are created on first use.
     pub(crate) fn auto(mut self) -> Self {
         self.auto = true;
+        self
+    }
+}
+
+/// What is to change of a topic. Queue lists only grow.
+#[derive(Clone, Debug)]
+pub struct TopicUpdate {
+    request: native::UpdateTopicRequest,
+}
+
+impl TopicUpdate {
+    /// Changes nothing yet.
+    pub fn new(name: impl Into<String>) -> Self {
+        let request = native::UpdateTopicRequest { name: name.into(), ..Default::default() };
+        Self { request }
+    }
+
+    /// All broker groups that shall have queues, those that have some already among them.
+    pub fn broker_groups(mut self, broker_groups: impl IntoIterator<Item = String>) -> Self {
+        self.request.broker_groups.extend(broker_groups);
+        self
+    }
+
+    /// Queues on each broker group.
+    pub fn queue_count(mut self, queue_count: u32) -> Self {
+        self.request.queue_count = queue_count;
+        self
+    }
+
+    /// See [`NewTopic::min_copies`].
+    pub fn min_copies(mut self, min_copies: u32) -> Self {
+        self.request.min_copies = min_copies;
         self
     }
 }
@@ -79,7 +120,7 @@ macro_rules! answers {
 }
 
 answers! {
-    CreateTopicResponse DeleteTopicResponse ListTopicsResponse DescribeTopicResponse
+    CreateTopicResponse UpdateTopicResponse DeleteTopicResponse ListTopicsResponse DescribeTopicResponse
     QueryOffsetsResponse ListGroupsResponse CommitOffsetResponse GetCommittedOffsetResponse
     DescribeBrokerResponse
 }
@@ -136,10 +177,16 @@ impl Admin {
             r#type: topic.kind.into(),
             broker_groups: topic.broker_groups,
             auto: topic.auto,
+            min_copies: topic.min_copies,
         };
         let topic = ask!(self, create_topic, request)?.topic.ok_or_else(|| missing("topic"))?;
         self.client.routes().expect(&topic.name);
         Ok(topic)
+    }
+
+    /// Changes a topic, and tells what it is then.
+    pub async fn update_topic(&self, update: TopicUpdate) -> Result<Topic, Error> {
+        ask!(self, update_topic, update.request)?.topic.ok_or_else(|| missing("topic"))
     }
 
     /// Deletes a topic and all that is in it.
@@ -156,19 +203,23 @@ impl Admin {
 
     /// A topic's definition and the ends of its queues.
     pub async fn describe_topic(&self, name: &str) -> Result<TopicState, Error> {
-        let request = native::DescribeTopicRequest { name: name.into() };
+        let request = native::DescribeTopicRequest { name: name.into(), own_group_only: false };
         ask!(self, describe_topic, request)
     }
 
     /// Where `at` lies in each queue; [`At::Latest`] gives the end offsets of now.
     pub async fn query_offsets(&self, topic: &str, at: At) -> Result<Vec<QueuePosition>, Error> {
-        let request = native::QueryOffsetsRequest { topic: topic.into(), at: Some(at.to_native()) };
+        let request = native::QueryOffsetsRequest {
+            topic: topic.into(),
+            at: Some(at.to_native()),
+            own_group_only: false,
+        };
         Ok(ask!(self, query_offsets, request)?.offsets)
     }
 
     /// All consumer groups and how far they are.
     pub async fn list_groups(&self) -> Result<Vec<Group>, Error> {
-        let request = native::ListGroupsRequest {};
+        let request = native::ListGroupsRequest { own_group_only: false };
         Ok(ask!(self, list_groups, request)?.groups)
     }
 

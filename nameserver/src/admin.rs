@@ -89,6 +89,24 @@ impl Admin for AdminService {
         to_group!(self, create_topic, &group, &call, create).await.map(Response::new)
     }
 
+    async fn update_topic(
+        &self,
+        request: Request<api::UpdateTopicRequest>,
+    ) -> Answer<api::UpdateTopicResponse> {
+        let (call, update) = Call::split(request);
+        let group = self.catalog_group()?;
+        to_group!(self, update_topic, &group, &call, update).await.map(Response::new)
+    }
+
+    async fn create_group(
+        &self,
+        request: Request<api::CreateGroupRequest>,
+    ) -> Answer<api::CreateGroupResponse> {
+        let (call, create) = Call::split(request);
+        let group = self.catalog_group()?;
+        to_group!(self, create_group, &group, &call, create).await.map(Response::new)
+    }
+
     async fn delete_topic(
         &self,
         request: Request<api::DeleteTopicRequest>,
@@ -111,8 +129,9 @@ impl Admin for AdminService {
         &self,
         request: Request<api::DescribeTopicRequest>,
     ) -> Answer<api::DescribeTopicResponse> {
-        let (call, describe) = Call::split(request);
+        let (call, mut describe) = Call::split(request);
         let groups = self.groups_of(&describe.name)?;
+        describe.own_group_only = true;
         let answers = to_groups!(self, describe_topic, groups, call, describe)?;
         let mut merged = api::DescribeTopicResponse::default();
         for answer in answers {
@@ -132,7 +151,8 @@ impl Admin for AdminService {
         &self,
         request: Request<api::QueryOffsetsRequest>,
     ) -> Answer<api::QueryOffsetsResponse> {
-        let (call, query) = Call::split(request);
+        let (call, mut query) = Call::split(request);
+        query.own_group_only = true;
         let groups = self.groups_of(&query.topic)?;
         let answers = to_groups!(self, query_offsets, groups, call, query)?;
         let mut merged = api::QueryOffsetsResponse::default();
@@ -151,7 +171,8 @@ impl Admin for AdminService {
         &self,
         request: Request<api::ListGroupsRequest>,
     ) -> Answer<api::ListGroupsResponse> {
-        let (call, list) = Call::split(request);
+        let (call, mut list) = Call::split(request);
+        list.own_group_only = true;
         let groups = self.shared.directory.read(|table| table.live_groups());
         if groups.is_empty() {
             return Err(Status::unavailable("no broker has registered yet"));

@@ -152,8 +152,8 @@ async fn ask_catalog(
         name: topic.to_string(),
         queue_count: shared.config.auto_create_queue_count,
         r#type: TopicType::Mixed.into(),
-        broker_groups: Vec::new(),
         auto: true,
+        ..CreateTopicRequest::default()
     };
     let send =
         |channel, request| async move { administration(channel).create_topic(request).await };

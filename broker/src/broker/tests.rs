@@ -203,13 +203,13 @@ async fn topics_and_offsets_are_administered() {
     let first = running.create("t", 3).await.topic.unwrap();
     assert_eq!(code(running.create("t", 3).await.status.as_ref()), Code::AlreadyExists);
     running.produce(vec![request(1, "t", run(&[b"a", b"b"]))]).await;
-    let described = DescribeTopicRequest { name: "t".into() };
+    let described = DescribeTopicRequest { name: "t".into(), ..Default::default() };
     let described = admin.describe_topic(described).await.unwrap().into_inner();
     let ends: Vec<_> = described.queues.iter().map(|queue| queue.max_offset).collect();
     assert_eq!(ends, [2, 0, 0]);
     assert!(described.queues[0].newest_ms > 0);
     let at = Some(Position { at: Some(At::TimeMs(described.queues[0].newest_ms)) });
-    let offsets = QueryOffsetsRequest { topic: "t".into(), at };
+    let offsets = QueryOffsetsRequest { topic: "t".into(), at, own_group_only: false };
     let offsets = admin.query_offsets(offsets).await.unwrap().into_inner().offsets;
     assert_eq!(offsets.iter().map(|o| o.offset).collect::<Vec<_>>(), [0, 0, 0]);
 

@@ -13,10 +13,10 @@ use tonic::{Request, Response, Status};
 use super::creations::PER_SECOND_MAX;
 use super::native::fetch::resolve;
 use super::native::{Fault, REQUEST_BYTES_MAX, find_queue, find_topic, ok};
-use super::routes::wire_type;
 use crate::broker::Context;
-use crate::catalog::{ConsumerGroup, Topic};
+use crate::catalog::ConsumerGroup;
 use crate::command::{Command, GroupId, GroupStart, Outcome, Refusal, TopicType};
+use crate::registration::wire_topic;
 use crate::replica::{Applied, Item, ProposeError};
 
 /// How long a change may wait for its turn.
@@ -273,6 +273,15 @@ impl AdminService {
         created
     }
 
+    async fn create_group(
+        &self,
+        request: api::CreateGroupRequest,
+    ) -> Result<api::CreateGroupResponse, Fault> {
+        let name = GroupName::parse(&request.name).map_err(Fault::invalid)?;
+        let group = self.group_or_create(&name).await?;
+        Ok(api::CreateGroupResponse { status: ok(), group_id: group.0 })
+    }
+
     async fn commit(
         &self,
         request: api::CommitOffsetRequest,
@@ -331,21 +340,6 @@ impl AdminService {
     }
 }
 
-fn wire_topic(topic: &Topic) -> api::Topic {
-    let share = |(group, queue_count): &(BrokerGroupName, u16)| api::TopicShare {
-        broker_group: group.to_string(),
-        queue_count: u32::from(*queue_count),
-    };
-    api::Topic {
-        name: topic.name.to_string(),
-        topic_id: topic.id.get(),
-        r#type: wire_type(topic.kind).into(),
-        shares: topic.shares.iter().map(share).collect(),
-        version: u64::from(topic.version),
-        created_ms: i64::try_from(topic.created_ms).unwrap_or(i64::MAX),
-    }
-}
-
 #[tonic::async_trait]
 impl Admin for AdminService {
     async fn create_topic(
@@ -353,6 +347,21 @@ impl Admin for AdminService {
         request: Request<api::CreateTopicRequest>,
     ) -> Answer<api::CreateTopicResponse> {
         respond!(self.create(request.into_inner()).await, CreateTopicResponse)
+    }
+
+    async fn update_topic(
+        &self,
+        _: Request<api::UpdateTopicRequest>,
+    ) -> Answer<api::UpdateTopicResponse> {
+        let fault = Fault::new(Code::Unsupported, "topics cannot be changed yet");
+        respond!(Err(fault), UpdateTopicResponse)
+    }
+
+    async fn create_group(
+        &self,
+        request: Request<api::CreateGroupRequest>,
+    ) -> Answer<api::CreateGroupResponse> {
+        respond!(self.create_group(request.into_inner()).await, CreateGroupResponse)
     }
 
     async fn delete_topic(

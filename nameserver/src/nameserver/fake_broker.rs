@@ -64,6 +64,7 @@ pub(super) fn topic(name: &str, shares: &[(&str, u32)]) -> Topic {
         shares: shares.iter().map(share).collect(),
         version: 1,
         created_ms: 1,
+        ..Topic::default()
     }
 }
 
@@ -270,6 +271,8 @@ impl Admin for Service {
     }
 
     not_faked! {
+        update_topic: api::UpdateTopicRequest => api::UpdateTopicResponse;
+        create_group: api::CreateGroupRequest => api::CreateGroupResponse;
         delete_topic: api::DeleteTopicRequest => api::DeleteTopicResponse;
         list_topics: api::ListTopicsRequest => api::ListTopicsResponse;
         query_offsets: api::QueryOffsetsRequest => api::QueryOffsetsResponse;

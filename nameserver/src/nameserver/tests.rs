@@ -406,7 +406,7 @@ async fn administration_is_merged_over_all_broker_groups_of_a_topic() {
     };
     query_until(&mut client, "orders", whole).await;
     let mut admin = AdminClient::connect(format!("http://{}", running.address)).await.unwrap();
-    let describe = api::DescribeTopicRequest { name: "orders".into() };
+    let describe = api::DescribeTopicRequest { name: "orders".into(), ..Default::default() };
     let answer = admin.describe_topic(describe).await.unwrap().into_inner();
     let mut ports: Vec<u64> = answer.queues.iter().map(|queue| queue.max_offset).collect();
     ports.sort_unstable();

@@ -41,6 +41,7 @@ fn topic(name: &str, version: u64, shares: &[(&str, u32)]) -> Topic {
         shares: shares.iter().map(share).collect(),
         version,
         created_ms: 1,
+        ..Topic::default()
     }
 }
 
