@@ -396,6 +396,7 @@ pub(crate) async fn start_replica(
         heartbeat_interval: config.heartbeat_interval,
         election_timeout_min: config.election_timeout_min,
         election_timeout_max: config.election_timeout_max,
+        peer_silence_max: config.peer_silence_max,
         settle_timeout: SETTLE_TIMEOUT,
         commit_seconds,
         elections,

@@ -20,7 +20,7 @@ pub enum EntryKind {
 }
 
 impl EntryKind {
-    fn parse(raw: u8) -> Option<Self> {
+    pub(crate) fn parse(raw: u8) -> Option<Self> {
         match raw {
             0 => Some(Self::Blank),
             1 => Some(Self::Membership),

@@ -1,6 +1,7 @@
 //! openraft's log, kept in [`crate::log`]. Calls in here come from inside RaftCore: none of them
 //! waits for a disk but the vote.
 
+use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -12,10 +13,15 @@ use std::sync::Arc;
 use futures::{Stream, stream};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
+use parking_lot::Mutex;
+use tokio::sync::watch;
 
+use super::gate::Mode;
 use super::raft_types::{
     LogId, RaftEntry, RaftVote, TypeConfig, entry_id, log_id, log_vote, raft_vote, to_log, to_raft,
 };
+use super::state::GateMode;
+use crate::entry::EntryKind;
 use crate::log::{Log, LogClosed};
 use crate::position::{EntryId, EntryIndex, Term};
 
@@ -24,17 +30,41 @@ const REPLICATE_BYTES_MAX: u64 = 1 << 20;
 /// What apply reads at a time.
 const APPLY_BYTES_MAX: u64 = 8 << 20;
 
+/// What the gate goes by, as of the last append or truncation; synced or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LogFacts {
+    /// Of the last gate entry.
+    pub(crate) mode: Mode,
+    /// Behind the last entry.
+    pub(crate) end: EntryIndex,
+    /// The first entry of the last term, if that began since the start.
+    pub(crate) term_start: Option<EntryId>,
+}
+
 /// The commitlog as openraft sees it; clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct LogStore {
     log: Log,
     hint: Arc<CommittedHint>,
+    gates: Arc<Gates>,
 }
 
 impl LogStore {
-    /// `hint_path` is the file of the committed index.
-    pub(crate) fn new(log: Log, hint_path: &Path) -> io::Result<Self> {
-        Ok(Self { log, hint: Arc::new(CommittedHint::open(hint_path)?) })
+    /// `hint_path` is the file of the committed index. `checkpoint`: what the newest one has applied
+    /// and the mode it says; the log behind it is searched for gate entries.
+    pub(crate) fn new(
+        log: Log,
+        hint_path: &Path,
+        checkpoint: Option<(EntryId, GateMode)>,
+    ) -> io::Result<Self> {
+        let hint = Arc::new(CommittedHint::open(hint_path)?);
+        let gates = Arc::new(Gates::read(&log, checkpoint)?);
+        Ok(Self { log, hint, gates })
+    }
+
+    /// The mode and the log's end, told before an append or truncation returns.
+    pub(crate) fn facts(&self) -> watch::Receiver<LogFacts> {
+        self.gates.facts.subscribe()
     }
 
     /// First index that Raft may read.
@@ -135,6 +165,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        if let Some(committed) = &committed {
+            self.gates.committed(EntryIndex::new(committed.index));
+        }
         self.hint.write(committed.as_ref().map(entry_id))
     }
 
@@ -159,11 +192,18 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             drop(windows);
             flushed.io_completed(result);
         });
-        self.log.append(entries, done).map_err(closed)
+        let gates = Arc::clone(&self.gates);
+        let marks: Vec<_> = entries.iter().map(|entry| (entry.id, entry.kind)).collect();
+        self.log.append(entries, done).map_err(closed)?;
+        gates.appended(&marks);
+        Ok(())
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
-        self.log.truncate_after(last.map(|id| EntryIndex::new(id.index))).map_err(closed)
+        let last = last.map(|id| EntryIndex::new(id.index));
+        self.log.truncate_after(last).map_err(closed)?;
+        self.gates.cut(last.map_or(EntryIndex::ZERO, EntryIndex::next));
+        Ok(())
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
@@ -171,7 +211,113 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let behind = self.log.position_of(upto.index.next())?;
         // Right for the last entry. A snapshot from elsewhere, which reaches beyond the log, would
         // have to say where it ends; this node takes none yet.
-        self.log.purge(upto, behind.unwrap_or_else(|| self.log.end())).map_err(closed)
+        self.log.purge(upto, behind.unwrap_or_else(|| self.log.end())).map_err(closed)?;
+        self.gates.purged(upto.index.next());
+        Ok(())
+    }
+}
+
+/// The gate entries that may still be cut off, and the mode before them.
+#[derive(Debug)]
+struct Gates {
+    inner: Mutex<GateEntries>,
+    facts: watch::Sender<LogFacts>,
+}
+
+#[derive(Debug, Default)]
+struct GateEntries {
+    settled: Mode,
+    /// Ascending.
+    unsettled: VecDeque<(EntryIndex, Mode)>,
+    last_term: Term,
+}
+
+/// What the log is read by when it is searched for gate entries.
+const SEARCH_BYTES_MAX: u64 = 16 << 20;
+
+impl Gates {
+    fn read(log: &Log, checkpoint: Option<(EntryId, GateMode)>) -> io::Result<Self> {
+        let purged = log.purged().map(|id| id.index);
+        let settled = match checkpoint {
+            Some((at, GateMode::Alone)) => Mode::Alone { at: at.index },
+            Some((_, GateMode::Paired)) | None => Mode::Paired,
+        };
+        let mut next = checkpoint
+            .map(|(at, _)| at.index)
+            .max(purged)
+            .map_or(EntryIndex::ZERO, EntryIndex::next);
+        let last_term = log.last().map_or(Term::ZERO, |id| id.term);
+        let end = log.last().map_or(EntryIndex::ZERO, |id| id.index.next());
+        let mut unsettled = VecDeque::new();
+        while next < end {
+            let entries = log.entries(next, end, SEARCH_BYTES_MAX)?;
+            let Some(last) = entries.last() else { break };
+            next = last.id.index.next();
+            unsettled.extend(entries.iter().filter_map(|e| mode_of(e.id.index, e.kind)));
+        }
+        let inner = GateEntries { settled, unsettled, last_term };
+        let facts = LogFacts { mode: inner.mode(), end, term_start: None };
+        Ok(Self { inner: Mutex::new(inner), facts: watch::Sender::new(facts) })
+    }
+
+    fn appended(&self, marks: &[(EntryId, EntryKind)]) {
+        let Some((last, _)) = marks.last() else { return };
+        let mut inner = self.inner.lock();
+        let mut term_start = self.facts.borrow().term_start;
+        for (id, kind) in marks {
+            if id.term > inner.last_term {
+                inner.last_term = id.term;
+                term_start = Some(*id);
+            }
+            inner.unsettled.extend(mode_of(id.index, *kind));
+        }
+        let facts = LogFacts { mode: inner.mode(), end: last.index.next(), term_start };
+        self.facts.send_replace(facts);
+    }
+
+    /// Everything from `end` on is gone.
+    fn cut(&self, end: EntryIndex) {
+        let mut inner = self.inner.lock();
+        while inner.unsettled.back().is_some_and(|(at, _)| *at >= end) {
+            inner.unsettled.pop_back();
+        }
+        let mode = inner.mode();
+        self.facts.send_modify(|facts| {
+            let term_start = facts.term_start.filter(|first| first.index < end);
+            *facts = LogFacts { mode, end: end.min(facts.end), term_start };
+        });
+    }
+
+    /// What is committed is cut off no more.
+    fn committed(&self, upto: EntryIndex) {
+        let mut inner = self.inner.lock();
+        while let Some((_, mode)) = inner.unsettled.front().copied().filter(|(at, _)| *at <= upto) {
+            inner.settled = mode;
+            inner.unsettled.pop_front();
+        }
+    }
+
+    /// The log begins at `first`, or behind it.
+    fn purged(&self, first: EntryIndex) {
+        self.facts.send_if_modified(|facts| {
+            let rises = first > facts.end;
+            facts.end = facts.end.max(first);
+            rises
+        });
+    }
+}
+
+impl GateEntries {
+    fn mode(&self) -> Mode {
+        self.unsettled.back().map_or(self.settled, |(_, mode)| *mode)
+    }
+}
+
+fn mode_of(at: EntryIndex, kind: EntryKind) -> Option<(EntryIndex, Mode)> {
+    match kind {
+        EntryKind::Alone => Some((at, Mode::Alone { at })),
+        EntryKind::Paired => Some((at, Mode::Paired)),
+        EntryKind::Blank | EntryKind::Membership | EntryKind::Batch => None,
     }
 }
 

@@ -22,11 +22,14 @@ pub mod checkpoint;
 pub mod clock;
 pub mod gate;
 pub mod membership;
+pub mod peer_service;
+pub mod peers;
 pub mod start;
 pub mod state;
 
 mod checkpointing;
 mod clock_source;
+mod gating;
 mod log_store;
 mod network;
 mod proposer;
@@ -38,9 +41,15 @@ mod seeding;
 mod state_machine;
 mod status;
 mod trimming;
+mod wire;
 
 use checkpointing::Checkpoints;
 use clock_source::ClockSource;
+use gate::GateView;
+use network::Links;
+use peer_service::Member;
+use peer_service::raft_member::{MemberParts, RaftMember};
+use peers::PeerStates;
 pub use proposer::Chain;
 use proposer::{ProposerHandle, RunsRefused};
 use published::Published;
@@ -137,6 +146,9 @@ struct Shared {
     refused: watch::Sender<RunsRefused>,
     checkpoints: Checkpoints,
     clock_jump_ms: watch::Receiver<u64>,
+    links: Links,
+    gate: watch::Receiver<GateView>,
+    peers: watch::Receiver<PeerStates>,
     ended: watch::Sender<Option<Ended>>,
 }
 
@@ -353,6 +365,26 @@ impl Replica {
 
     pub fn log(&self) -> &Log {
         &self.shared.log
+    }
+
+    /// Where the witness gate stands, by which acks are degraded or not.
+    pub fn gate(&self) -> watch::Receiver<GateView> {
+        self.shared.gate.clone()
+    }
+
+    /// What the other members say of themselves.
+    pub fn peers(&self) -> watch::Receiver<PeerStates> {
+        self.shared.peers.clone()
+    }
+
+    /// This replica as other members call it.
+    pub(crate) fn member(&self, parts: MemberParts) -> Arc<dyn Member> {
+        Arc::new(RaftMember::new(self.shared.raft.clone(), parts))
+    }
+
+    /// The way to the other members.
+    pub(crate) fn links(&self) -> &Links {
+        &self.shared.links
     }
 }
 

@@ -17,14 +17,18 @@ use super::bootstrap::{self, Plan};
 use super::checkpoint::Opened;
 use super::checkpointing;
 use super::clock_source::ClockSource;
-use super::log_store::LogStore;
+use super::gate::Patience;
+use super::gating::{Driving, Gating};
+use super::log_store::{LogFacts, LogStore};
 use super::membership::{BrokerNode, Role};
-use super::network::Links;
+use super::network::{LinkParts, Links};
+use super::peer_service::MemberIdentity;
+use super::peers::{self, PeerStates};
 use super::proposer::{self, ProposerParts};
 use super::published::{AppliedEnd, Published};
 use super::raft_types::Raft;
 use super::restore::{RestoreError, Restored, restore};
-use super::state::Limits;
+use super::state::{GateMode, Limits};
 use super::state_machine::StateMachine;
 use super::status::{self, StatusSenders};
 use super::trimming::Trimming;
@@ -32,11 +36,14 @@ use super::{ProposeError, RaftStatus, Replica, Shared};
 use crate::data_dir::Identity;
 use crate::fault::{Fault, injected};
 use crate::log::{CheckpointMark, Log, OpenError};
+use crate::position::EntryId;
 
 /// Between two reports of a start that takes long.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the log's last write may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// As `peer_silence_max`, for a new leader that has heard nothing yet: until then nothing commits.
+const NEW_LEADER_SILENCE_MAX: Duration = Duration::from_millis(300);
 
 /// What a replica is started with.
 #[derive(Debug)]
@@ -59,6 +66,8 @@ pub struct Options {
     pub heartbeat_interval: Duration,
     pub election_timeout_min: Duration,
     pub election_timeout_max: Duration,
+    /// A peer that is owed entries and takes none for so long is given up.
+    pub peer_silence_max: Duration,
     /// How long a stop waits for what is under way before it gives it up.
     pub settle_timeout: Duration,
     /// From the proposal of an entry until it is readable.
@@ -124,6 +133,7 @@ pub async fn start(
     let durable = log.durable_end();
     let applied = AppliedEnd { id: applying.state.applied(), position: applying.state.end() };
     let trimmed = applying.state.trimmed();
+    let said_gate = applying.state.applied().map(|at| (at, applying.state.gate()));
     let membership = newest.as_ref().map(|newest| newest.membership.clone()).unwrap_or_default();
     let published = Arc::new(Published::new(applying, applied, durable));
     let (ended_sender, ended) = watch::channel(None);
@@ -142,7 +152,8 @@ pub async fn start(
     let (trim_sender, trimmed) = watch::channel(trimmed);
     let machine =
         StateMachine::new(Arc::clone(&published), options.limits, membership, trim_sender, handle);
-    let raft = open_raft(&options, &log, machine).await?;
+    let OpenRaft { raft, links, gating, facts } =
+        open_raft(&options, &log, said_gate, machine).await?;
     let stop = CancellationToken::new();
     let clock = Arc::new(ClockSource::new(options.clock_step_max));
     let (status_sender, status) = watch::channel(RaftStatus::default());
@@ -172,7 +183,18 @@ pub async fn start(
         trimmed,
         stop: stop.child_token(),
     };
+    let (peers_sender, peers) = watch::channel(PeerStates::default());
+    let driving = Driving {
+        gating: gating.clone(),
+        raft: raft.clone(),
+        facts,
+        durable: log.durable_end(),
+        peers: peers.clone(),
+        stop: stop.child_token(),
+    };
     let mut following = vec![
+        tokio::spawn(driving.run()),
+        tokio::spawn(peers::follow(raft.clone(), links.clone(), peers_sender, stop.child_token())),
         tokio::spawn(status::follow(
             raft.clone(),
             Arc::clone(&published),
@@ -206,6 +228,9 @@ pub async fn start(
         checkpoints,
         clock_jump_ms,
         ended: ended_sender,
+        links,
+        gate: gating.view(),
+        peers,
     };
     let replica = Replica { shared: Arc::new(shared) };
     let running = Running {
@@ -221,15 +246,44 @@ pub async fn start(
     Ok((replica, running))
 }
 
+/// Raft and what goes with it on the way to other members.
+struct OpenRaft {
+    raft: Raft,
+    links: Links,
+    gating: Gating,
+    facts: watch::Receiver<LogFacts>,
+}
+
 async fn open_raft(
     options: &Options,
     log: &Log,
+    said_gate: Option<(EntryId, GateMode)>,
     machine: StateMachine,
-) -> Result<Raft, StartError> {
+) -> Result<OpenRaft, StartError> {
     let config = raft_config(options).validate().map_err(|e| StartError::Raft(e.to_string()))?;
-    let store = LogStore::new(log.clone(), &options.hint_path)?;
-    let raft = Raft::new(options.identity.node_id, Arc::new(config), Links, store, machine);
-    raft.await.map_err(|fatal| StartError::Raft(fatal.to_string()))
+    let store = LogStore::new(log.clone(), &options.hint_path, said_gate)?;
+    let facts = store.facts();
+    let gating = Gating::new(Patience {
+        silence_max: options.peer_silence_max,
+        new_leader_silence_max: NEW_LEADER_SILENCE_MAX,
+    });
+    let identity = &options.identity;
+    let links = Links::new(LinkParts {
+        identity: MemberIdentity {
+            cluster: identity.cluster.clone(),
+            broker_group: identity.broker_group.to_string(),
+            group_uuid: identity.group_uuid,
+            node_id: identity.node_id,
+        },
+        role: Role::Data,
+        addresses: options.addresses.clone(),
+        heartbeat_interval: options.heartbeat_interval,
+        log: log.clone(),
+        gating: gating.clone(),
+    });
+    let raft = Raft::new(identity.node_id, Arc::new(config), links.clone(), store, machine);
+    let raft = raft.await.map_err(|fatal| StartError::Raft(fatal.to_string()))?;
+    Ok(OpenRaft { raft, links, gating, facts })
 }
 
 fn raft_config(options: &Options) -> openraft::Config {

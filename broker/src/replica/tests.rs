@@ -96,6 +96,7 @@ impl Home {
             heartbeat_interval: Duration::from_millis(100),
             election_timeout_min: Duration::from_millis(500),
             election_timeout_max: Duration::from_millis(900),
+            peer_silence_max: Duration::from_secs(2),
             settle_timeout: Duration::from_secs(2),
             commit_seconds: Histogram::new([1.0]),
             elections: Counter::default(),

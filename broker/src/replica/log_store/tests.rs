@@ -88,7 +88,7 @@ fn options() -> LogOptions {
 
 fn open(dir: &Path) -> LogStore {
     let (log, _) = Log::open(&dir.join("log"), options(), None).unwrap();
-    LogStore::new(log, &dir.join("committed")).unwrap()
+    LogStore::new(log, &dir.join("committed"), None).unwrap()
 }
 
 /// A log that begins anywhere, as the suite's do: ours begin at entry 0, so what is missing below
