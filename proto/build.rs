@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "drumlin/v1/route.proto",
         "drumlin/v1/forward.proto",
         "drumlin/v1/peer.proto",
+        "drumlin/v1/cluster.proto",
     ];
     for file in files {
         println!("cargo:rerun-if-changed={file}");

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::command::{
-    bench, broker, completion, consume, dev, health, log, msg, nameserver, produce, topic,
+    bench, broker, cluster, completion, consume, dev, health, log, msg, nameserver, produce, topic,
 };
 use crate::config::parse_duration;
 use crate::logging;
@@ -35,6 +35,8 @@ pub(crate) enum Command {
     Health(health::Health),
     /// Create, list, describe and delete topics
     Topic(topic::Topic),
+    /// Nodes, health and members of the cluster
+    Cluster(cluster::Cluster),
     /// Send lines of stdin, or one body
     Produce(produce::Produce),
     /// Print the messages of a topic
@@ -176,6 +178,12 @@ mod tests {
             "drumlin topic list -o wide",
             "drumlin topic offsets t --at -10m",
             "drumlin topic delete t --yes",
+            "drumlin cluster health --wait --timeout 60s -o json",
+            "drumlin cluster raft -o wide",
+            "drumlin cluster add broker-a broker-a-2@host:10912",
+            "drumlin cluster transfer broker-a --to broker-a-1",
+            "drumlin cluster replace-witness broker-a --on nameserver-1 --yes",
+            "drumlin cluster upgrade broker-a --level 2",
             "drumlin produce t --body x --key k --tag g --property a=b --message-group o",
             "drumlin consume t --group g -n 3 --exit-at-end --tag a||b",
             "drumlin consume t --from -1h -J",

@@ -32,6 +32,7 @@ mod producer;
 mod route;
 
 pub mod admin;
+pub mod cluster;
 pub mod consumer;
 
 use std::sync::Arc;
@@ -41,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use admin::Admin;
+pub use cluster::Cluster;
 pub use consumer::pull::{PullConsumer, PullConsumerBuilder, Queues};
 pub use consumer::simple::{SimpleConsumer, SimpleConsumerBuilder};
 pub use consumer::{At, Filter};
@@ -106,6 +108,11 @@ impl Client {
     /// Topics, groups and offsets.
     pub fn admin(&self) -> Admin {
         Admin::new(self.clone())
+    }
+
+    /// Nodes, and how the copies of broker groups stand.
+    pub fn cluster(&self) -> Cluster {
+        Cluster::new(self.clone())
     }
 
     /// Stops everything that was made with this client and waits for it, at most for `deadline`.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use drumlin_proto::native::Address;
 use drumlin_proto::native::admin_server::AdminServer;
+use drumlin_proto::native::cluster_server::ClusterServer;
 use drumlin_proto::native::registry_server::RegistryServer;
 use drumlin_proto::native::routes_server::RoutesServer;
 use drumlin_proto::rocketmq::admin_server::AdminServer as OfficialAdminServer;
@@ -20,6 +21,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 use crate::admin::AdminService;
+use crate::cluster::ClusterService;
 use crate::config::{Config, ListenerConfig};
 use crate::directory::Directory;
 use crate::forward::{Forwarder, MESSAGE_BYTES_MAX};
@@ -180,6 +182,7 @@ fn serve(
     let access_point =
         AccessPoint { shared: Arc::clone(&shared), listener: Arc::clone(&listener), turn };
     let routes = RoutesService { shared: Arc::clone(&shared), listener: Arc::clone(&listener) };
+    let cluster = ClusterService { shared: Arc::clone(&shared), listener: Arc::clone(&listener) };
     let router = Server::builder()
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .add_service(
@@ -191,6 +194,7 @@ fn serve(
         )
         .add_service(OfficialAdminServer::new(OfficialAdminService { shared: Arc::clone(&shared) }))
         .add_service(RoutesServer::new(routes))
+        .add_service(ClusterServer::new(cluster))
         .add_service(AdminServer::new(AdminService { shared: Arc::clone(&shared) }));
     let incoming = TcpIncoming::from(socket).with_nodelay(Some(true));
     let stop = shared.stop.clone().cancelled_owned();

@@ -6,6 +6,7 @@ use crate::failure::{Failure, Kind};
 mod access;
 pub(crate) mod bench;
 pub(crate) mod broker;
+pub(crate) mod cluster;
 pub(crate) mod completion;
 pub(crate) mod consume;
 pub(crate) mod dev;
@@ -25,6 +26,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Nameserver(nameserver) => nameserver.run(&global),
         Command::Health(health) => health.run(&global),
         Command::Topic(topic) => topic.run(&global),
+        Command::Cluster(cluster) => cluster.run(&global),
         Command::Produce(produce) => produce.run(&global),
         Command::Consume(consume) => consume.run(&global),
         Command::Msg(msg) => msg.run(&global),

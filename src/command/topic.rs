@@ -144,7 +144,7 @@ impl Create {
 }
 
 /// What was done: data where data was asked for, else a word on stderr.
-fn done(
+pub(super) fn done(
     schema: &str,
     data: Value,
     global: &Global,
@@ -160,7 +160,7 @@ fn done(
 }
 
 /// Asks on a terminal; without one, only `--yes` will do.
-fn confirm(global: &Global, what: &str) -> Result<(), Failure> {
+pub(super) fn confirm(global: &Global, what: &str) -> Result<(), Failure> {
     if global.yes {
         return Ok(());
     }
