@@ -3,28 +3,29 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use drumlin_proto::native::seed_response::{Pulling, Result as SeedResult};
 use drumlin_proto::native::{
-    EntriesRequest, EntriesResponse, PeerEntry, PeerEntryId, PeerVote, PullRequest, SeedManifest,
-    SeedRequest, SeedResponse,
+    EntriesRequest, EntriesResponse, PeerEntry, PeerEntryId, PeerVote, SeedManifest, SeedRequest,
+    SeedResponse,
 };
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::checkpoint;
 use super::checkpointing::Checkpoints;
-use super::membership;
-use super::raft_types::{Raft, RaftVote, SnapshotMeta, TypeConfig, entry_id, log_vote, raft_vote};
+use super::raft_types::{Raft, SnapshotMeta, TypeConfig, log_vote, raft_vote};
 use super::state_machine::Manifest;
 use crate::entry::Entry;
 use crate::log::{Log, Vote};
 use crate::position::{EntryId, EntryIndex, Term};
+use crate::seed::SeedProgress;
 use crate::seed::donor::{Donor, Sending};
 use crate::seed::puller::Puller;
-use crate::seed::{Chunks, SeedProgress};
 
 /// Entries of one answer.
 const ENTRIES_BYTES_MAX: u64 = 8 << 20;
@@ -33,41 +34,40 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 /// Retention may drop a file while it is being held.
 const OPEN_TRIES: u32 = 3;
 
-/// Both sides of re-seeds on this node.
+/// The giving side: what a leader has for members that lack what was purged.
 #[derive(Debug)]
-pub(crate) struct Seeding {
-    pub(crate) donor: Donor,
-    pub(crate) puller: Puller,
-    pub(crate) log: Log,
-    pub(crate) checkpoints: Checkpoints,
-    pub(crate) checkpoint_dir: PathBuf,
+pub(crate) struct Giving {
+    donor: Donor,
+    log: Log,
+    checkpoints: Checkpoints,
+    checkpoint_dir: PathBuf,
     /// One set of files is made at a time.
-    pub(crate) opening: tokio::sync::Mutex<()>,
+    opening: tokio::sync::Mutex<()>,
 }
 
-impl Seeding {
-    /// What a leader sends to a data node that lacks what was purged, or that lost what it had:
-    /// `meta.last_log_id` is what the node must have for replication to go on.
-    pub(crate) async fn request(
-        &self,
-        vote: &RaftVote,
-        meta: &SnapshotMeta,
-    ) -> io::Result<SeedRequest> {
-        let manifest = self.manifest().await?;
-        let membership_at = meta.last_membership.log_id().as_ref().map(entry_id);
-        Ok(SeedRequest {
-            vote: Some(wire_vote(log_vote(vote))),
-            last: meta.last_log_id.as_ref().map(entry_id).map(wire_id),
-            membership_at: membership_at.map(wire_id),
-            membership: membership::encode(meta.last_membership.membership()),
-            manifest: Some(manifest),
-        })
+/// Both sides of re-seeds, with Raft behind them.
+#[derive(Debug)]
+pub(crate) struct Seeding {
+    giving: Arc<Giving>,
+    puller: Puller,
+    raft: Raft,
+}
+
+impl Giving {
+    pub(crate) fn new(
+        log: Log,
+        checkpoints: Checkpoints,
+        checkpoint_dir: PathBuf,
+        bytes_per_second_max: Option<u64>,
+    ) -> Self {
+        let (donor, opening) = (Donor::new(bytes_per_second_max), tokio::sync::Mutex::default());
+        Self { donor, log, checkpoints, checkpoint_dir, opening }
     }
 
     /// The files that are given now, or those of the newest checkpoint.
-    async fn manifest(&self) -> io::Result<SeedManifest> {
+    pub(crate) async fn manifest(&self) -> io::Result<SeedManifest> {
         let _one = self.opening.lock().await;
-        self.donor.expire();
+        self.donor.expire(Instant::now());
         if let Some(manifest) = self.donor.manifest() {
             return Ok(manifest);
         }
@@ -81,7 +81,7 @@ impl Seeding {
             let opening = move || {
                 let export = log.export()?;
                 let export = export.ok_or_else(|| io::Error::other("the log is empty"))?;
-                donor.open(&path, export)
+                donor.open(&path, export, Instant::now())
             };
             let opened = tokio::task::spawn_blocking(opening).await.map_err(io::Error::other)?;
             match opened {
@@ -97,27 +97,34 @@ impl Seeding {
         }
     }
 
-    /// What a node answered to [`Seeding::request`]; its vote once it has all of it.
-    pub(crate) fn answered(&self, target: u64, response: SeedResponse) -> Option<RaftVote> {
-        match response.result? {
-            SeedResult::Installed(vote) => {
-                self.donor.done(target);
-                Some(raft_vote(vote_of(vote)))
-            }
-            SeedResult::Pulling(Pulling { done_bytes, all_bytes }) => {
-                self.donor.note(target, done_bytes, all_bytes);
-                None
-            }
-        }
+    /// A member answered how far it has come.
+    pub(crate) fn note(&self, member: u64, pulling: &Pulling) {
+        self.donor.note(member, pulling.done_bytes, pulling.all_bytes, Instant::now());
     }
 
-    /// Answers a leader's [`Seeding::request`].
-    pub(crate) async fn answer(
-        &self,
-        raft: &Raft,
-        from: u64,
-        request: SeedRequest,
-    ) -> Result<SeedResponse, Status> {
+    /// A member has all of it.
+    pub(crate) fn done(&self, member: u64) {
+        self.donor.done(member);
+    }
+
+    /// What others take from this node, by their Raft ids.
+    pub(crate) fn sending(&self) -> watch::Receiver<Sending> {
+        self.donor.sending()
+    }
+
+    /// See [`Donor::allows_trims`].
+    pub(crate) fn allows_trims(&self, fullest_disk_percent: u8) -> bool {
+        self.donor.allows_trims(fullest_disk_percent, Instant::now())
+    }
+}
+
+impl Seeding {
+    pub(crate) fn new(giving: Arc<Giving>, puller: Puller, raft: Raft) -> Self {
+        Self { giving, puller, raft }
+    }
+
+    /// Answers a leader that has no entries for this node any more.
+    async fn answer(&self, request: SeedRequest) -> Result<SeedResponse, Status> {
         let missing = |what: &str| Status::invalid_argument(format!("the request has no {what}"));
         let asked = vote_of(request.vote.ok_or_else(|| missing("vote"))?);
         let last = id_of(request.last.ok_or_else(|| missing("last entry"))?);
@@ -126,7 +133,7 @@ impl Seeding {
             meta: SnapshotMeta::default(),
             snapshot: Manifest,
         };
-        let vote = raft.install_full_snapshot(raft_vote(asked), snapshot).await;
+        let vote = self.raft.install_full_snapshot(raft_vote(asked), snapshot).await;
         let vote = vote.map_err(|fatal| Status::unavailable(fatal.to_string()))?.vote;
         let vote = log_vote(&vote);
         let installed =
@@ -138,27 +145,24 @@ impl Seeding {
             return installed();
         }
         let manifest = request.manifest.ok_or_else(|| missing("list of files"))?;
-        let SeedProgress { done_bytes, all_bytes, .. } = self.puller.offer(from, vote, &manifest);
+        let SeedProgress { done_bytes, all_bytes, .. } =
+            self.puller.offer(vote.node, vote, &manifest);
         Ok(SeedResponse { result: Some(SeedResult::Pulling(Pulling { done_bytes, all_bytes })) })
     }
 
     /// Whether the log durably holds this entry of the leader's.
     fn covers(&self, last: EntryId) -> io::Result<bool> {
-        if self.log.durable_end().borrow().index <= last.index {
+        if self.giving.log.durable_end().borrow().index <= last.index {
             return Ok(false);
         }
-        let purged = self.log.purged().is_some_and(|purged| purged.index > last.index);
-        Ok(purged || self.log.id_of(last.index)? == Some(last))
-    }
-
-    pub(crate) fn pull(&self, request: &PullRequest) -> Result<Chunks, Status> {
-        self.donor.pull(request)
+        let purged = self.giving.log.purged().is_some_and(|purged| purged.index > last.index);
+        Ok(purged || self.giving.log.id_of(last.index)? == Some(last))
     }
 
     /// Entries of this log, synced ones, for another node's repair.
-    pub(crate) async fn entries(&self, request: EntriesRequest) -> Result<EntriesResponse, Status> {
-        let log = self.log.clone();
-        let durable_end = self.log.durable_end().borrow().index;
+    async fn read_entries(&self, request: EntriesRequest) -> Result<EntriesResponse, Status> {
+        let log = self.giving.log.clone();
+        let durable_end = self.giving.log.durable_end().borrow().index;
         let from = EntryIndex::new(request.from_index);
         let end = EntryIndex::new(request.end_index).min(durable_end);
         if from >= end || from < log.oldest_index() {
@@ -178,27 +182,17 @@ impl Seeding {
         self.puller.complete()
     }
 
-    /// What others take from this node, by their Raft ids.
-    pub(crate) fn sending(&self) -> watch::Receiver<Sending> {
-        self.donor.sending()
-    }
-
     /// What this node takes.
     pub(crate) fn receiving(&self) -> watch::Receiver<Option<SeedProgress>> {
         self.puller.progress()
-    }
-
-    /// See [`Donor::allows_trims`].
-    pub(crate) fn allows_trims(&self, fullest_disk_percent: u8) -> bool {
-        self.donor.allows_trims(fullest_disk_percent)
     }
 
     /// Reports what goes on, and lets go of what nobody takes, until `stop`.
     pub(crate) async fn run(&self, stop: CancellationToken) {
         let mut reported = None;
         while stop.run_until_cancelled(tokio::time::sleep(REPORT_INTERVAL)).await.is_some() {
-            self.donor.expire();
-            for (receiver, progress) in &*self.donor.sending().borrow() {
+            self.giving.donor.expire(Instant::now());
+            for (receiver, progress) in &*self.giving.donor.sending().borrow() {
                 let SeedProgress { done_bytes, all_bytes, .. } = progress;
                 tracing::info!(receiver, done_bytes, all_bytes, "a member is being re-seeded");
             }

@@ -111,7 +111,12 @@ impl Donor {
     }
 
     /// Holds a checkpoint and the segments that go with it. Blocks while the checkpoint is read.
-    pub fn open(&self, checkpoint: &Path, export: Export) -> io::Result<SeedManifest> {
+    pub fn open(
+        &self,
+        checkpoint: &Path,
+        export: Export,
+        now: Instant,
+    ) -> io::Result<SeedManifest> {
         let mut files = BTreeMap::new();
         let mut listed = Vec::new();
         let name = checkpoint.file_name().and_then(|name| name.to_str());
@@ -135,19 +140,19 @@ impl Donor {
             last = %export.last,
             "holds files for a re-seed"
         );
-        let open = Open { manifest: manifest.clone(), files, opened_at: Instant::now() };
+        let open = Open { manifest: manifest.clone(), files, opened_at: now };
         *self.shared.open.lock() = Some(Arc::new(open));
         self.shared.sending.send_replace(Sending::new());
         Ok(manifest)
     }
 
     /// What a receiver said of itself.
-    pub fn note(&self, receiver: u64, done_bytes: u64, all_bytes: u64) {
+    pub fn note(&self, receiver: u64, done_bytes: u64, all_bytes: u64, now: Instant) {
         self.shared.sending.send_modify(|sending| {
             let progress =
-                sending.entry(receiver).or_insert_with(|| SeedProgress::begin(all_bytes));
+                sending.entry(receiver).or_insert_with(|| SeedProgress::begin(all_bytes, now));
             progress.all_bytes = all_bytes;
-            progress.advance(done_bytes);
+            progress.advance(done_bytes, now);
         });
     }
 
@@ -172,18 +177,18 @@ impl Donor {
     }
 
     /// Lets go of files that nobody makes progress with.
-    pub fn expire(&self) {
+    pub fn expire(&self, now: Instant) {
         let Some(open) = self.shared.open.lock().clone() else { return };
         let advanced = self.shared.sending.borrow().values().map(|p| p.advanced_at).max();
-        if advanced.unwrap_or(open.opened_at).elapsed() > STALLED_MAX {
+        if now.duration_since(advanced.unwrap_or(open.opened_at)) > STALLED_MAX {
             self.close("nobody made progress with them");
         }
     }
 
     /// Whether trims may go on: they wait for a re-seed that advances, since what it needs behind
     /// its files would be gone, but not where the fullest replica's disk runs full.
-    pub fn allows_trims(&self, fullest_disk_percent: u8) -> bool {
-        self.expire();
+    pub fn allows_trims(&self, fullest_disk_percent: u8, now: Instant) -> bool {
+        self.expire(now);
         if fullest_disk_percent >= DISK_PERCENT_MAX {
             self.close("a disk runs full");
         }

@@ -40,13 +40,13 @@ pub struct SeedProgress {
 }
 
 impl SeedProgress {
-    fn begin(all_bytes: u64) -> Self {
-        Self { done_bytes: 0, all_bytes, advanced_at: Instant::now() }
+    fn begin(all_bytes: u64, now: Instant) -> Self {
+        Self { done_bytes: 0, all_bytes, advanced_at: now }
     }
 
-    fn advance(&mut self, done_bytes: u64) {
+    fn advance(&mut self, done_bytes: u64, now: Instant) {
         if done_bytes > self.done_bytes {
-            self.advanced_at = Instant::now();
+            self.advanced_at = now;
         }
         self.done_bytes = done_bytes;
     }

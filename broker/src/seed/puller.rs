@@ -13,6 +13,7 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tonic::Status;
 
 use super::mark::{CLEARED_FILE, COMPLETE_FILE, Mark, SOURCE_FILE, decode_source, encode_source};
@@ -109,7 +110,7 @@ impl Puller {
             if before.as_ref().is_none_or(|before| before.seed_id != manifest.seed_id) {
                 tracing::info!(donor, seed = manifest.seed_id, all_bytes, "a re-seed begins");
             }
-            self.shared.progress.send_replace(Some(SeedProgress::begin(all_bytes)));
+            self.shared.progress.send_replace(Some(SeedProgress::begin(all_bytes, Instant::now())));
             let pull =
                 Pull { shared: Arc::clone(&self.shared), donor, vote, manifest: manifest.clone() };
             let task = tokio::spawn(async move {
@@ -123,7 +124,16 @@ impl Puller {
             *job = Some(Job { seed_id: manifest.seed_id.clone(), task });
         }
         let progress = *self.shared.progress.borrow();
-        progress.unwrap_or_else(|| SeedProgress::begin(all_bytes))
+        progress.unwrap_or_else(|| SeedProgress::begin(all_bytes, Instant::now()))
+    }
+
+    /// Waits until nothing is taken any more.
+    #[cfg(test)]
+    pub(super) async fn ended(&self) {
+        let job = self.shared.job.lock().take();
+        if let Some(job) = job {
+            job.task.await.unwrap();
+        }
     }
 
     /// Takes no more.
@@ -258,7 +268,7 @@ impl Pull {
     fn advance(&self, done_bytes: u64) {
         self.shared.progress.send_modify(|progress| {
             if let Some(progress) = progress {
-                progress.advance(done_bytes);
+                progress.advance(done_bytes, Instant::now());
             }
         });
     }
