@@ -29,6 +29,8 @@ use crate::replica::bootstrap::{self, Door, DoorService, Plan};
 use crate::replica::checkpoint::{CheckpointError, Checkpointer};
 use crate::replica::start::{self, Ended, Running};
 use crate::replica::state::Limits;
+use crate::seed::Receiver;
+use crate::seed::install::{InstallError, InstallOptions, install};
 use crate::service::admin::AdminService;
 use crate::service::creations::Creations;
 use crate::service::http::Http;
@@ -72,6 +74,8 @@ pub enum StartError {
     DataDir(#[from] DataDirError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Seed(#[from] InstallError),
     #[error(transparent)]
     Replica(#[from] start::StartError),
     #[error("the broker group cannot serve: {reason}")]
@@ -382,6 +386,7 @@ pub(crate) async fn start_replica(
     metrics: &Metrics,
 ) -> Result<(Replica, Running), StartError> {
     let identity = data_dir.identity();
+    put_seed_in_place(config, data_dir).await?;
     let (commit_seconds, elections) = metrics.of_replica();
     let options = start::Options {
         identity: identity.clone(),
@@ -428,6 +433,24 @@ pub(crate) async fn start_replica(
         Ok(log)
     };
     Ok(start::start(options, opened, open_log).await?)
+}
+
+/// Before anything is opened: a complete re-seed takes the place of log and checkpoints.
+async fn put_seed_in_place(config: &Config, data_dir: &DataDir) -> Result<(), StartError> {
+    let identity = data_dir.identity();
+    let options = InstallOptions {
+        root: data_dir.root().to_owned(),
+        receiver: Receiver {
+            group_uuid: identity.log_uuid(),
+            directory_uuid: identity.directory_uuid,
+        },
+        hint_file: HINT_FILE,
+        committed: None,
+        quarantine_bytes_max: config.quarantine_bytes_max,
+    };
+    let installing = tokio::task::spawn_blocking(move || install(&options));
+    installing.await.map_err(io::Error::other)??;
+    Ok(())
 }
 
 /// Where the configuration says that others reach this node; empty if it does not.

@@ -148,7 +148,8 @@ fn own_files(dir: &Path) -> Result<Option<LogFiles>, OpenError> {
 }
 
 /// Copies to quarantine what the log in `own_dir` has behind `committed` and the copied one has
-/// not. Returns how many entries that were. What cannot be read is left out.
+/// not; where nothing is known of commits, only what lies in the range of the copied log. Returns
+/// how many entries that were. What cannot be read is left out.
 pub fn save_orphans(
     own_dir: &Path,
     staged_dir: &Path,
@@ -157,7 +158,8 @@ pub fn save_orphans(
 ) -> Result<u64, OpenError> {
     let Some(own) = own_files(own_dir)? else { return Ok(0) };
     let staged = LogFiles::on(Arc::new(Directory::existing(staged_dir)?))?;
-    let from = committed.map_or(EntryIndex::ZERO, EntryIndex::next);
+    let first = staged.segments().first().map_or(EntryIndex::ZERO, |first| first.header.base);
+    let from = committed.map_or(first, EntryIndex::next);
     let mut theirs = staged.frames(from).map_while(Result::ok).peekable();
     let mut parts: Vec<(String, EntryIndex, std::ops::Range<u64>)> = Vec::new();
     let mut count = 0;

@@ -4,7 +4,7 @@
 //! The vote, the node-local facts, the identity and the quarantine stay: they are this node's.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::mark::{CLEARED_FILE, COMPLETE_FILE, Mark, SOURCE_FILE};
 use super::{CHECKPOINT, FOLDER, LOG, Receiver};
@@ -17,13 +17,13 @@ const INDEX: &str = "index";
 const LOG_SUFFIXES: [&str; 3] = [".log", ".pool", TEMPORARY_SUFFIX];
 
 /// What is at stake when a re-seed is put in place.
-#[derive(Clone, Copy, Debug)]
-pub struct InstallOptions<'a> {
+#[derive(Clone, Debug)]
+pub struct InstallOptions {
     /// The data directory; its lock is held and nothing in it is open.
-    pub root: &'a Path,
+    pub root: PathBuf,
     pub receiver: Receiver,
     /// File in `root` of how far this node knew the log to be committed.
-    pub hint_file: &'a str,
+    pub hint_file: &'static str,
     /// What that file says.
     pub committed: Option<EntryIndex>,
     pub quarantine_bytes_max: u64,
@@ -41,7 +41,7 @@ pub enum InstallError {
 ///
 /// One that became complete before this node recognised another leader is not used: since then the
 /// node may have taken entries that it lacks.
-pub fn install(options: &InstallOptions<'_>) -> Result<Option<EntryId>, InstallError> {
+pub fn install(options: &InstallOptions) -> Result<Option<EntryId>, InstallError> {
     let disk = RealDisk;
     let folder = options.root.join(FOLDER);
     let mark = match read_mark(&disk, &folder, CLEARED_FILE)? {
@@ -59,7 +59,7 @@ pub fn install(options: &InstallOptions<'_>) -> Result<Option<EntryId>, InstallE
             None => return Ok(None),
         },
     };
-    put_in_place(&disk, options.root, options.hint_file)?;
+    put_in_place(&disk, &options.root, options.hint_file)?;
     let (last, donor) = (mark.staged.last, mark.donor);
     tracing::warn!(%last, donor, "a re-seed took the place of the log");
     Ok(Some(last))
@@ -78,7 +78,7 @@ fn read_mark(disk: &dyn Disk, folder: &Path, name: &str) -> io::Result<Option<Ma
 }
 
 /// Whether the files still are all that this node may have answered for.
-fn permitted(options: &InstallOptions<'_>, mark: &Mark) -> Result<bool, InstallError> {
+fn permitted(options: &InstallOptions, mark: &Mark) -> Result<bool, InstallError> {
     if mark.receiver != options.receiver {
         tracing::error!("a re-seed was gathered for another data directory and is not used");
         return Ok(false);
@@ -100,7 +100,7 @@ fn permitted(options: &InstallOptions<'_>, mark: &Mark) -> Result<bool, InstallE
 }
 
 /// What must be there before anything of the node's own goes. Doing it again changes nothing.
-fn prepare(options: &InstallOptions<'_>, mark: &Mark) -> Result<(), InstallError> {
+fn prepare(options: &InstallOptions, mark: &Mark) -> Result<(), InstallError> {
     let own_dir = options.root.join(LOG);
     let staged_dir = options.root.join(FOLDER).join(LOG);
     let max = options.quarantine_bytes_max;
