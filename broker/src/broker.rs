@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use drumlin_proto::native::register_request::Hello;
 use drumlin_proto::native::{Address, Listener};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -25,8 +24,9 @@ use crate::metrics::{self, Metrics};
 use crate::position::EntryIndex;
 use crate::registration::Registration;
 use crate::replica::Replica;
-use crate::replica::bootstrap::{self, Door, DoorService, Plan};
+use crate::replica::bootstrap::{self, Door, Plan};
 use crate::replica::checkpoint::{CheckpointError, Checkpointer};
+use crate::replica::peer_service::{self, PeerService};
 use crate::replica::start::{self, Ended, Running};
 use crate::replica::state::Limits;
 use crate::seed::Receiver;
@@ -43,8 +43,8 @@ use crate::upkeep::Upkeep;
 const FIRST_NODE_ID: u64 = 1;
 /// File of the committed index within the data directory.
 const HINT_FILE: &str = "committed";
-/// How long the answer that makes this node a member may take to go out.
-const ADOPTED_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long connections of other members may take to close.
+const PEERS_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long calls in flight may take once the broker stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long entries under way and the last checkpoint may take then.
@@ -95,7 +95,7 @@ struct HttpServer {
 pub struct Broker {
     context: Arc<Context>,
     addresses: Vec<SocketAddr>,
-    peers_address: Option<SocketAddr>,
+    peers: Option<Peers>,
     running: Running,
     registration: Registration,
     edge: Arc<Edge>,
@@ -119,7 +119,13 @@ impl Broker {
             Some(peers) => Some(bind_one(peers).await?),
             None => None,
         };
-        let data_dir = own_data_dir(&config, peers.as_ref()).await?;
+        let (data_dir, peers) = match peers {
+            Some(bound) => {
+                let (data_dir, peers) = meet(&config, bound).await?;
+                (data_dir, Some(peers))
+            }
+            None => (open_data_dir(&config)?, None),
+        };
         let identity = data_dir.identity().clone();
         let metrics = Arc::new(Metrics::new(
             &metrics::Identity {
@@ -137,6 +143,10 @@ impl Broker {
             metrics,
             creations: Creations::default(),
         });
+        replica.tell_listeners(listeners.iter().map(Bound::told).collect());
+        if let Some(peers) = &peers {
+            peers.enter(&replica);
+        }
         if running.is_alone() {
             if let Err(reason) = running.until_serving().await {
                 running.shutdown().await;
@@ -150,7 +160,7 @@ impl Broker {
     fn serve(
         context: Arc<Context>,
         listeners: Vec<Bound>,
-        peers: Option<Bound>,
+        peers: Option<Peers>,
         http: Option<(TcpListener, SocketAddr)>,
         running: Running,
         data_dir: DataDir,
@@ -174,11 +184,6 @@ impl Broker {
             HttpServer { address, end, serving }
         });
         let addresses = listeners.iter().map(|bound| bound.address).collect();
-        let peers_address = peers.as_ref().map(|bound| bound.address);
-        let peers = peers.map(|bound| {
-            let door = Arc::new(Door::of_member(&context.identity));
-            tokio::spawn(serve_peers(bound, door, stop.clone()))
-        });
         let servers = listeners
             .into_iter()
             .map(|bound| {
@@ -191,7 +196,6 @@ impl Broker {
                 );
                 tokio::spawn(serving)
             })
-            .chain(peers)
             .collect();
         let upkeep = Upkeep::new(Arc::clone(&context), data_dir.root().to_owned());
         let upkeep = tokio::spawn(upkeep.run(stop.clone()));
@@ -200,7 +204,7 @@ impl Broker {
         Self {
             context,
             addresses,
-            peers_address,
+            peers,
             running,
             registration,
             edge,
@@ -221,7 +225,7 @@ impl Broker {
 
     /// Where other members of the group reach this node.
     pub fn peers_address(&self) -> Option<SocketAddr> {
-        self.peers_address
+        self.peers.as_ref().map(|peers| peers.address)
     }
 
     pub fn http_address(&self) -> Option<SocketAddr> {
@@ -255,6 +259,9 @@ impl Broker {
         report(self.upkeep.await, "upkeep");
         report(self.first_checkpoint.await, "the first checkpoint");
         self.running.shutdown().await;
+        if let Some(peers) = self.peers {
+            peers.shutdown(self.context.identity.group_uuid).await;
+        }
         if let Some(http) = self.http {
             http.end.cancel();
             report(http.serving.await, "the HTTP port");
@@ -278,9 +285,9 @@ struct Bound {
 }
 
 impl Bound {
-    /// The same socket once more.
-    fn another(&self) -> io::Result<TcpListener> {
-        TcpListener::from_std(self.listener.as_fd().try_clone_to_owned()?.into())
+    /// As clients and other members are told of it.
+    fn told(&self) -> Listener {
+        Listener { name: self.name.clone(), advertised: Some(self.advertised.clone()) }
     }
 }
 
@@ -316,12 +323,17 @@ async fn bind_http(
 
 /// Locks the data directory; an empty one becomes this node's, as a group by itself.
 pub(crate) fn open_data_dir(config: &Config) -> Result<DataDir, DataDirError> {
-    find_data_dir(config)?.or_claim(|| Bootstrap {
+    find_data_dir(config)?.or_claim(new_group)
+}
+
+/// Of a node that is a group by itself.
+fn new_group() -> Bootstrap {
+    Bootstrap {
         group_uuid: Uuid::now_v7(),
         succeeds: Vec::new(),
         directory_uuid: Uuid::new_v4(),
         node_id: FIRST_NODE_ID,
-    })
+    }
 }
 
 fn find_data_dir(config: &Config) -> Result<Found, DataDirError> {
@@ -333,34 +345,56 @@ fn find_data_dir(config: &Config) -> Result<Found, DataDirError> {
     DataDir::open(&config.data_dir, &claim)
 }
 
-/// Locks the data directory. An empty one of a group of several nodes is waited for until it
-/// belongs to a member.
-async fn own_data_dir(config: &Config, peers: Option<&Bound>) -> Result<DataDir, StartError> {
-    let (Some(plan), Some(peers)) = (Plan::of(config), peers) else {
-        return Ok(open_data_dir(config)?);
+/// The peer port, which answers from before this node is a member until after its Raft has ended.
+#[derive(Debug)]
+struct Peers {
+    address: SocketAddr,
+    service: PeerService,
+    door: Arc<Door>,
+    stop: DropGuard,
+    serving: JoinHandle<()>,
+}
+
+/// Opens the peer port and locks the data directory. An empty one of a group of several nodes is
+/// waited for until it belongs to a member.
+async fn meet(config: &Config, bound: Bound) -> Result<(DataDir, Peers), StartError> {
+    let plan = Plan::of(config);
+    let (door, data_dir) = match (find_data_dir(config)?, &plan) {
+        (Found::Empty(empty), Some(_)) => (Door::of_empty(empty), None),
+        (found, _) => {
+            let data_dir = found.or_claim(new_group)?;
+            (Door::of_member(data_dir.identity()), Some(data_dir))
+        }
     };
-    let empty = match find_data_dir(config)? {
-        Found::Owned(data_dir) => return Ok(data_dir),
-        Found::Empty(empty) => empty,
-    };
-    let door = Arc::new(Door::of_empty(empty));
+    let door = Arc::new(door);
+    let service = PeerService::new(config.cluster.clone(), door.clone());
     let stop = CancellationToken::new();
-    let _stop_with_this = stop.clone().drop_guard();
-    let incoming = TcpIncoming::from(peers.another()?).with_nodelay(Some(true));
-    let serving = Server::builder()
-        .add_service(DoorService::server(Arc::clone(&door)))
-        .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
-    let serving = tokio::spawn(serving);
-    let data_dir = bootstrap::join(&plan, &door).await?;
-    stop.cancel();
-    // The answer that made this node a member should still go out; if not, it is asked for again.
-    match tokio::time::timeout(ADOPTED_TIMEOUT, serving).await {
-        Ok(Ok(Ok(()))) => {}
-        Ok(Ok(Err(error))) => tracing::warn!(%error, "the peer port failed"),
-        Ok(Err(error)) => tracing::error!(%error, "the peer port ended badly"),
-        Err(_) => tracing::debug!("a connection of the peer port stays open"),
+    let serving = tokio::spawn(serve_peers(bound.listener, service.clone(), stop.clone()));
+    let (address, stop) = (bound.address, stop.drop_guard());
+    let peers = Peers { address, service, door, stop, serving };
+    let data_dir = match (data_dir, plan) {
+        (Some(data_dir), _) => data_dir,
+        (None, Some(plan)) => bootstrap::join(&plan, &peers.door).await?,
+        (None, None) => unreachable!("only a planned node is left without a directory"),
+    };
+    Ok((data_dir, peers))
+}
+
+impl Peers {
+    /// Answers as a member from now on.
+    fn enter(&self, replica: &Replica) {
+        self.door.enter(replica.clone());
+        self.service.join(replica.member());
     }
-    Ok(data_dir)
+
+    async fn shutdown(self, group_uuid: Uuid) {
+        self.service.leave(group_uuid);
+        drop(self.stop);
+        let mut serving = self.serving;
+        if tokio::time::timeout(PEERS_TIMEOUT, &mut serving).await.is_err() {
+            serving.abort();
+        }
+    }
 }
 
 /// Takes the first checkpoint once there is something in it: trims need one.
@@ -393,6 +427,7 @@ pub(crate) async fn start_replica(
         plan: Plan::of(config),
         peer_address: own_address(config),
         addresses: addresses(config),
+        data_dir: data_dir.root().to_owned(),
         hint_path: data_dir.root().join(HINT_FILE),
         checkpoint_interval_bytes: config.checkpoint_bytes.min(config.segment_bytes),
         limits: Limits { topics_max: config.topics_max, groups_max: config.groups_max },
@@ -491,16 +526,14 @@ fn hello(context: &Context, listeners: &[Bound]) -> Hello {
 }
 
 /// Answers other members until `stop`.
-async fn serve_peers(bound: Bound, door: Arc<Door>, stop: CancellationToken) {
-    let Bound { listener, address, .. } = bound;
+async fn serve_peers(listener: TcpListener, service: PeerService, stop: CancellationToken) {
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let served = Server::builder()
-        .add_service(DoorService::server(door))
+    let served = peer_service::listener()
+        .add_service(service.server())
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await;
-    match served {
-        Ok(()) => tracing::info!(%address, "stopped listening to other members"),
-        Err(error) => tracing::error!(%address, %error, "the peer port failed"),
+    if let Err(error) = served {
+        tracing::error!(%error, "the peer port failed");
     }
 }
 
@@ -535,5 +568,7 @@ async fn serve_listener(
     }
 }
 
+#[cfg(test)]
+mod group_tests;
 #[cfg(test)]
 mod tests;

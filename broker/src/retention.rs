@@ -2,7 +2,7 @@
 //! Proposing the trim and refusing writes is others' business.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::statvfs;
@@ -107,6 +107,17 @@ pub struct DiskSpace {
     pub total_bytes: u64,
 }
 
+/// Of the file system under `dir`, now.
+pub fn disk_space(dir: &Path) -> io::Result<DiskSpace> {
+    let stat = statvfs(dir)?;
+    let used_blocks = stat.f_blocks.saturating_sub(stat.f_bfree);
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+    Ok(DiskSpace {
+        used_bytes: bytes(used_blocks),
+        total_bytes: bytes(used_blocks.saturating_add(stat.f_bavail)),
+    })
+}
+
 /// Looks at the disk of a data directory; its owner calls it every second or so.
 #[derive(Clone, Debug)]
 pub struct DiskWatch {
@@ -122,13 +133,7 @@ impl DiskWatch {
 
     /// Reads the disk; the level stays as it was if that fails.
     pub fn look(&mut self) -> io::Result<(DiskLevel, DiskSpace)> {
-        let stat = statvfs(&self.dir)?;
-        let used_blocks = stat.f_blocks.saturating_sub(stat.f_bfree);
-        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        let space = DiskSpace {
-            used_bytes: bytes(used_blocks),
-            total_bytes: bytes(used_blocks.saturating_add(stat.f_bavail)),
-        };
+        let space = disk_space(&self.dir)?;
         self.level = disk_level(self.level, space.used_bytes, space.total_bytes, self.thresholds);
         Ok((self.level, space))
     }

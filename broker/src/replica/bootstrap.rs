@@ -7,7 +7,7 @@
 //! directory is empty while the group runs is never taken in here: it may have forgotten votes.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use drumlin_proto::ids::BrokerGroupName;
@@ -16,19 +16,17 @@ use drumlin_proto::native::{AdoptRequest, AdoptResponse, ProbeRequest, ProbeResp
 use futures::future::join_all;
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::Instant;
-use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 use uuid::Uuid;
 
+use super::Replica;
 use super::membership::{BrokerNode, Role};
+use super::peer_service::Host;
 use super::raft_types::Raft;
+use super::wire::Caller;
 use crate::config::Config;
 use crate::data_dir::{Bootstrap, Claim, DataDir, DataDirError, EmptyDataDir, Identity};
-
-mod door_service;
-
-pub(crate) use door_service::DoorService;
 
 /// Between two rounds of questions.
 const ROUND_INTERVAL: Duration = Duration::from_millis(300);
@@ -36,10 +34,6 @@ const ROUND_INTERVAL: Duration = Duration::from_millis(300);
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two reports of for whom this node waits.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
-/// Metadata of every call: whom the caller believes to talk to.
-const CLUSTER_KEY: &str = "drumlin-cluster";
-const BROKER_GROUP_KEY: &str = "drumlin-broker-group";
-
 /// A member as the configuration plans it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Planned {
@@ -171,12 +165,14 @@ fn introduced<T>(
     request: T,
 ) -> Result<Request<T>, String> {
     let mut request = Request::new(request);
-    let invalid = |_| "the cluster's name cannot be sent: it is not plain ASCII".to_owned();
-    let metadata = request.metadata_mut();
-    metadata.insert(CLUSTER_KEY, cluster.parse().map_err(invalid)?);
-    metadata.insert(BROKER_GROUP_KEY, broker_group.as_str().parse().map_err(invalid)?);
-    metadata.insert("drumlin-from", MetadataValue::from_static("0"));
-    metadata.insert("drumlin-to", MetadataValue::from_static("0"));
+    let caller = Caller {
+        cluster: cluster.to_owned(),
+        broker_group: broker_group.to_string(),
+        group_uuid: None,
+        from: 0,
+        to: 0,
+    };
+    caller.write(request.metadata_mut()).map_err(|error| error.to_string())?;
     Ok(request)
 }
 
@@ -244,6 +240,8 @@ pub(crate) struct Door {
     directory_uuid: Uuid,
     behind: Mutex<Behind>,
     owner: watch::Sender<Option<Identity>>,
+    /// Once the node runs as a member.
+    replica: OnceLock<Replica>,
     /// Told when an empty node is not empty any more, or cannot be claimed.
     decided: Notify,
 }
@@ -264,6 +262,7 @@ impl Door {
             directory_uuid: Uuid::new_v4(),
             behind: Mutex::new(Behind::Empty(empty)),
             owner: watch::Sender::new(None),
+            replica: OnceLock::new(),
             decided: Notify::new(),
         }
     }
@@ -278,12 +277,19 @@ impl Door {
             directory_uuid: identity.directory_uuid,
             behind: Mutex::new(Behind::Taken),
             owner: watch::Sender::new(Some(identity.clone())),
+            replica: OnceLock::new(),
             decided: Notify::new(),
         }
     }
 
-    /// Who this is; `initialised`: its log has a membership.
-    pub(crate) fn probe(&self, initialised: bool) -> ProbeResponse {
+    /// The node behind it runs as a member from now on.
+    pub(crate) fn enter(&self, replica: Replica) {
+        // A door is of one run of a node, which has one replica.
+        self.replica.set(replica).ok();
+    }
+
+    /// Who this is.
+    fn introduction(&self) -> ProbeResponse {
         let owner = self.owner.borrow();
         let owner = owner.as_ref();
         ProbeResponse {
@@ -293,12 +299,12 @@ impl Door {
             directory_uuid: self.directory_uuid.to_string(),
             group_uuid: owner.map(|owner| owner.group_uuid.to_string()).unwrap_or_default(),
             node_id: owner.map_or(0, |owner| owner.node_id),
-            initialised,
+            initialised: self.replica.get().is_some_and(|replica| !replica.members().is_empty()),
         }
     }
 
     /// Makes this node a member, durably; nothing new for one that is the same member already.
-    pub(crate) async fn adopt(&self, request: AdoptRequest) -> Result<AdoptResponse, Status> {
+    async fn be_adopted(&self, request: AdoptRequest) -> Result<AdoptResponse, Status> {
         let bootstrap = self.wanted(&request)?;
         let answer = AdoptResponse { directory_uuid: self.directory_uuid.to_string() };
         let mut behind = self.behind.lock().await;
@@ -382,6 +388,17 @@ impl Door {
             drop(behind);
             self.decided.notified().await;
         }
+    }
+}
+
+#[tonic::async_trait]
+impl Host for Door {
+    async fn probe(&self, _: &str) -> Result<ProbeResponse, Status> {
+        Ok(self.introduction())
+    }
+
+    async fn adopt(&self, request: AdoptRequest) -> Result<AdoptResponse, Status> {
+        self.be_adopted(request).await
     }
 }
 

@@ -1,6 +1,7 @@
 //! Consensus: the only module that names openraft. What is proposed here comes back applied, in one
 //! order, durable.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -32,6 +33,7 @@ mod clock_source;
 mod gating;
 mod log_store;
 mod network;
+mod own_state;
 mod proposer;
 mod published;
 mod raft_types;
@@ -46,7 +48,9 @@ mod wire;
 use checkpointing::Checkpoints;
 use clock_source::ClockSource;
 use gate::GateView;
+use membership::BrokerNode;
 use network::Links;
+use own_state::OwnState;
 use peer_service::Member;
 use peer_service::raft_member::{MemberParts, RaftMember};
 use peers::PeerStates;
@@ -150,6 +154,7 @@ struct Shared {
     gate: watch::Receiver<GateView>,
     peers: watch::Receiver<PeerStates>,
     ended: watch::Sender<Option<Ended>>,
+    own: OwnState,
 }
 
 /// How far this node has come, as operators see it.
@@ -351,6 +356,16 @@ impl Replica {
         self.shared.checkpoints.limit()
     }
 
+    /// All members of the group, as this node knows them, and whether each votes.
+    pub fn members(&self) -> BTreeMap<u64, (BrokerNode, bool)> {
+        let metrics = self.shared.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let voters: BTreeSet<u64> = membership.voter_ids().collect();
+        let nodes = membership.nodes();
+        nodes.map(|(id, node)| (*id, (node.clone(), voters.contains(id)))).collect()
+    }
+
     /// Asks for this broker to end its run and begin anew on what lies on its disk. Nothing changes
     /// that is over already.
     pub fn request_restart(&self, reason: &str) {
@@ -378,7 +393,7 @@ impl Replica {
     }
 
     /// This replica as other members call it.
-    pub(crate) fn member(&self, parts: MemberParts) -> Arc<dyn Member> {
+    pub(crate) fn member_of(&self, parts: MemberParts) -> Arc<dyn Member> {
         Arc::new(RaftMember::new(self.shared.raft.clone(), parts))
     }
 

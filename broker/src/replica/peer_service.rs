@@ -39,7 +39,8 @@ pub type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// The process as one that may become a member.
 #[tonic::async_trait]
 pub trait Host: Send + Sync + fmt::Debug {
-    async fn probe(&self) -> Result<proto::ProbeResponse, Status>;
+    /// Who it is, or would be, in this broker group.
+    async fn probe(&self, broker_group: &str) -> Result<proto::ProbeResponse, Status>;
 
     async fn adopt(&self, request: proto::AdoptRequest) -> Result<proto::AdoptResponse, Status>;
 }
@@ -264,8 +265,8 @@ impl Peer for PeerService {
         &self,
         request: Request<proto::ProbeRequest>,
     ) -> Result<Response<proto::ProbeResponse>, Status> {
-        self.caller(request.metadata())?;
-        self.shared.host.probe().await.map(Response::new)
+        let caller = self.caller(request.metadata())?;
+        self.shared.host.probe(&caller.broker_group).await.map(Response::new)
     }
 
     async fn adopt(

@@ -22,7 +22,7 @@ use super::gating::{Driving, Gating};
 use super::log_store::{LogFacts, LogStore};
 use super::membership::{BrokerNode, Role};
 use super::network::{LinkParts, Links};
-use super::peer_service::MemberIdentity;
+use super::own_state::{OwnState, member_identity};
 use super::peers::{self, PeerStates};
 use super::proposer::{self, ProposerParts};
 use super::published::{AppliedEnd, Published};
@@ -56,6 +56,8 @@ pub struct Options {
     pub peer_address: String,
     /// `host:port` of members by name; they win over those that the membership has.
     pub addresses: BTreeMap<String, String>,
+    /// On the disk whose fill other members are told.
+    pub data_dir: PathBuf,
     /// File of the committed index, a hint.
     pub hint_path: PathBuf,
     /// Log bytes between two checkpoints.
@@ -207,8 +209,9 @@ pub async fn start(
         tokio::spawn(trimming.run()),
     ];
     let alone = begin(&raft, &options).await?;
-    if let Some(plan) = options.plan {
-        let (raft, identity, stop) = (raft.clone(), options.identity, stop.child_token());
+    if let Some(plan) = options.plan.clone() {
+        let (raft, identity) = (raft.clone(), options.identity.clone());
+        let stop = stop.child_token();
         let completing = async move {
             let completed = bootstrap::complete(&plan, &identity, &raft);
             if let Some(Err(reason)) = stop.run_until_cancelled(completed).await {
@@ -231,6 +234,7 @@ pub async fn start(
         links,
         gate: gating.view(),
         peers,
+        own: OwnState::new(options.identity.clone(), options.data_dir.clone()),
     };
     let replica = Replica { shared: Arc::new(shared) };
     let running = Running {
@@ -269,12 +273,7 @@ async fn open_raft(
     });
     let identity = &options.identity;
     let links = Links::new(LinkParts {
-        identity: MemberIdentity {
-            cluster: identity.cluster.clone(),
-            broker_group: identity.broker_group.to_string(),
-            group_uuid: identity.group_uuid,
-            node_id: identity.node_id,
-        },
+        identity: member_identity(identity),
         role: Role::Data,
         addresses: options.addresses.clone(),
         heartbeat_interval: options.heartbeat_interval,

@@ -88,6 +88,7 @@ impl Home {
             plan: None,
             peer_address: String::new(),
             addresses: BTreeMap::new(),
+            data_dir: self.0.path().to_owned(),
             hint_path: self.path("committed"),
             checkpoint_interval_bytes: u64::MAX,
             limits: Limits { topics_max: 10, groups_max: 10 },

@@ -7,6 +7,7 @@ use tonic::transport::server::TcpIncoming;
 use super::*;
 use crate::config::NodeAddress;
 use crate::data_dir::Found;
+use crate::replica::peer_service::PeerService;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -54,7 +55,7 @@ fn open_door(home: Home) -> (Arc<Door>, tempfile::TempDir, DropGuard) {
     let door = Arc::new(Door::of_empty(empty(home.dir.path(), &home.name)));
     let stop = CancellationToken::new();
     let serving = Server::builder()
-        .add_service(DoorService::server(Arc::clone(&door)))
+        .add_service(PeerService::new(claim("").cluster, door.clone()).server())
         .serve_with_incoming_shutdown(
             TcpIncoming::from(home.listener),
             stop.clone().cancelled_owned(),
@@ -102,7 +103,7 @@ fn ids_go_to_data_nodes_by_name_and_then_to_the_witness() {
 async fn adoption_is_given_once_and_equal_ids_change_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let door = Door::of_empty(empty(dir.path(), "a-1"));
-    assert_eq!(door.probe(false).group_uuid, "");
+    assert_eq!(door.introduction().group_uuid, "");
     for (wrong, what) in [
         (AdoptRequest { cluster: "west".into(), ..request("a-1", 5, 2) }, "cluster"),
         (AdoptRequest { broker_group: "z".into(), ..request("a-1", 5, 2) }, "broker group"),
@@ -110,14 +111,14 @@ async fn adoption_is_given_once_and_equal_ids_change_nothing() {
         (AdoptRequest { witness: true, ..request("a-1", 5, 2) }, "data node"),
         (AdoptRequest { group_uuid: "x".into(), ..request("a-1", 5, 2) }, "UUID"),
     ] {
-        let refused = door.adopt(wrong).await.unwrap_err();
+        let refused = door.be_adopted(wrong).await.unwrap_err();
         assert!(refused.message().contains(what), "{refused}");
     }
-    let first = door.adopt(request("a-1", 5, 2)).await.unwrap();
-    let again = door.adopt(request("a-1", 5, 2)).await.unwrap();
+    let first = door.be_adopted(request("a-1", 5, 2)).await.unwrap();
+    let again = door.be_adopted(request("a-1", 5, 2)).await.unwrap();
     assert_eq!(first, again);
     for other in [request("a-1", 6, 2), request("a-1", 5, 3)] {
-        let refused = door.adopt(other).await.unwrap_err();
+        let refused = door.be_adopted(other).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
     }
     let data_dir = door.claimed().await.unwrap();
@@ -126,8 +127,8 @@ async fn adoption_is_given_once_and_equal_ids_change_nothing() {
     assert_eq!(data_dir.identity().directory_uuid.to_string(), first.directory_uuid);
     // As after a restart.
     let door = Door::of_member(data_dir.identity());
-    assert_eq!(door.adopt(request("a-1", 5, 2)).await.unwrap(), first);
-    door.adopt(request("a-1", 6, 2)).await.unwrap_err();
+    assert_eq!(door.be_adopted(request("a-1", 5, 2)).await.unwrap(), first);
+    door.be_adopted(request("a-1", 6, 2)).await.unwrap_err();
 }
 
 #[tokio::test]
@@ -142,11 +143,11 @@ async fn founder_waits_until_every_member_answers() {
     // The third has its port, but answers nothing.
     let early = tokio::time::timeout(Duration::from_secs(1), &mut joining).await;
     assert!(early.is_err(), "{early:?}");
-    assert_eq!(founder.probe(false).group_uuid, "");
+    assert_eq!(founder.introduction().group_uuid, "");
     let (_last, _last_dir, _serving_last) = open_door(third);
     let data_dir = tokio::time::timeout(PATIENCE, joining).await.unwrap().unwrap();
     assert_eq!(data_dir.identity().node_id, 1);
-    assert_eq!(other.probe(false).group_uuid, "", "others are adopted by the group, later");
+    assert_eq!(other.introduction().group_uuid, "", "others are adopted by the group, later");
 }
 
 #[tokio::test]
@@ -157,7 +158,7 @@ async fn node_with_an_empty_directory_waits_beside_a_running_group() {
     let [first, second] = homes;
     let (founder, _founder_dir, _serving) = open_door(first);
     let (member, _member_dir, _serving_member) = open_door(second);
-    member.adopt(request("a-1", 5, 2)).await.unwrap();
+    member.be_adopted(request("a-1", 5, 2)).await.unwrap();
     let plan = plan("a-0", nodes);
     let answer = plan.links()[0].probe().await.unwrap();
     let link = &plan.links()[0];
@@ -168,7 +169,7 @@ async fn node_with_an_empty_directory_waits_beside_a_running_group() {
     assert!(waits.contains("run `drumlin cluster add`"), "{waits}");
     let joining = tokio::time::timeout(Duration::from_secs(1), join(&plan, &founder)).await;
     assert!(joining.is_err(), "{joining:?}");
-    assert_eq!(founder.probe(false).group_uuid, "");
+    assert_eq!(founder.introduction().group_uuid, "");
 }
 
 #[tokio::test]
@@ -179,5 +180,5 @@ async fn callers_of_another_cluster_are_turned_away() {
     let (_door, _dir, _serving) = open_door(home);
     let other = Plan { cluster: "west".into(), ..plan("a-0", nodes) };
     let refused = other.links()[0].probe().await.unwrap_err();
-    assert!(refused.contains("drumlin-cluster"), "{refused}");
+    assert!(refused.contains("this cluster is called"), "{refused}");
 }

@@ -1,0 +1,172 @@
+//! Groups of several nodes: brokers of one process that talk over real connections.
+
+use std::time::Duration;
+
+use drumlin_proto::ids::{QueueId, QueueKey, TopicId, TopicName};
+use drumlin_proto::record::{RecordFields, Run, RunBuilder};
+
+use super::*;
+use crate::command::{Command, Outcome, TopicType};
+use crate::config::NodeAddress;
+use crate::replica::{Applied, Item, ProposeError};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Directories and ports of the nodes of one group.
+struct Group {
+    dir: tempfile::TempDir,
+    nodes: Vec<NodeAddress>,
+}
+
+impl Group {
+    fn new(node_count: usize) -> Self {
+        // All held at once, so that no port is given twice.
+        let listeners: Vec<_> =
+            (0..node_count).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let nodes = listeners.iter().enumerate().map(|(number, listener)| NodeAddress {
+            name: format!("broker-a-{number}"),
+            address: listener.local_addr().unwrap().to_string(),
+        });
+        Self { dir: tempfile::tempdir().unwrap(), nodes: nodes.collect() }
+    }
+
+    fn config(&self, number: usize) -> Config {
+        let NodeAddress { name, address } = self.nodes[number].clone();
+        let bind = address.parse().unwrap();
+        Config {
+            node: name.clone(),
+            peers: Some(ListenerConfig { name: "peers".into(), bind, advertised: None }),
+            replicas: self.nodes.clone(),
+            segment_bytes: 1 << 20,
+            prepared_bytes: 1 << 20,
+            http: None,
+            ..Config::embedded(self.dir.path().join(name))
+        }
+    }
+
+    async fn start(&self, number: usize) -> Broker {
+        Broker::start(self.config(number)).await.unwrap()
+    }
+
+    /// All at once.
+    async fn start_all(&self) -> Vec<Broker> {
+        let starting = (0..self.nodes.len()).map(|number| self.start(number));
+        tokio::time::timeout(PATIENCE, futures::future::join_all(starting)).await.unwrap()
+    }
+}
+
+/// Waits until one of them serves as the leader.
+async fn leader(brokers: &[Broker]) -> usize {
+    let waiting = brokers.iter().enumerate().map(|(number, broker)| {
+        Box::pin(async move {
+            let mut status = broker.context().replica.raft_status();
+            status.wait_for(|status| status.serving).await.unwrap();
+            number
+        })
+    });
+    let elected = futures::future::select_all(waiting);
+    tokio::time::timeout(PATIENCE, elected).await.unwrap().0
+}
+
+fn queue() -> QueueKey {
+    QueueKey { topic: TopicId::new(1), queue: QueueId::new(0) }
+}
+
+async fn create_topic(broker: &Broker) {
+    let name = TopicName::parse("orders").unwrap();
+    let shares = vec![(broker.context().config.broker_group.clone(), 1)];
+    let create = Command::CreateTopic { name, kind: TopicType::Normal, shares };
+    let created = broker.context().replica.propose(Item::Command(create), None).await.unwrap();
+    assert!(matches!(created, Applied::Command(Outcome::TopicCreated { .. })), "{created:?}");
+}
+
+async fn send(broker: &Broker, body: &str) -> Result<Applied, ProposeError> {
+    let mut builder = RunBuilder::new();
+    builder.push(&RecordFields { message_id: "m", body: body.as_bytes(), ..Default::default() });
+    let run = Run::parse(builder.finish()).unwrap();
+    broker.context().replica.propose(Item::Run { queue: queue(), run }, None).await
+}
+
+/// Waits until the node shows this many records of the queue.
+async fn until_readable(broker: &Broker, record_count: u64) {
+    let replica = &broker.context().replica;
+    let mut readable = replica.readable_end();
+    let waiting = async {
+        while replica.queue_range(queue()).is_none_or(|(_, end)| end.get() < record_count) {
+            readable.changed().await.unwrap();
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_become_a_group_whose_followers_have_all_of_it() {
+    let group = Group::new(3);
+    let brokers = group.start_all().await;
+    let leads = leader(&brokers).await;
+    create_topic(&brokers[leads]).await;
+    for number in 0..20 {
+        send(&brokers[leads], &number.to_string()).await.unwrap();
+    }
+    for broker in &brokers {
+        until_readable(broker, 20).await;
+    }
+    let follower = (leads + 1) % 3;
+    let refused = send(&brokers[follower], "not here").await.unwrap_err();
+    let leader_id = brokers[leads].context().identity.node_id;
+    assert!(
+        matches!(refused, ProposeError::NotLeader { leader: Some(id) } if id == leader_id),
+        "{refused}"
+    );
+    for broker in brokers {
+        broker.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn founder_that_comes_last_makes_the_group_and_all_survive_a_restart() {
+    let group = Group::new(3);
+    let founder_last = async {
+        let early = futures::future::join(group.start(1), group.start(2));
+        let mut early = std::pin::pin!(early);
+        let waits = tokio::time::timeout(Duration::from_secs(1), &mut early).await;
+        assert!(waits.is_err(), "they start only as members");
+        let founder = group.start(0).await;
+        let (first, second) = early.await;
+        vec![founder, first, second]
+    };
+    let brokers = tokio::time::timeout(PATIENCE, founder_last).await.unwrap();
+    let leads = leader(&brokers).await;
+    create_topic(&brokers[leads]).await;
+    send(&brokers[leads], "kept").await.unwrap();
+    for broker in brokers {
+        broker.shutdown().await;
+    }
+    let brokers = group.start_all().await;
+    let leads = leader(&brokers).await;
+    send(&brokers[leads], "after").await.unwrap();
+    for broker in &brokers {
+        until_readable(broker, 2).await;
+    }
+    for broker in brokers {
+        broker.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_of_three_go_on_without_the_leader() {
+    let group = Group::new(3);
+    let mut brokers = group.start_all().await;
+    let leads = leader(&brokers).await;
+    create_topic(&brokers[leads]).await;
+    send(&brokers[leads], "before").await.unwrap();
+    brokers.remove(leads).shutdown().await;
+    let leads = leader(&brokers).await;
+    send(&brokers[leads], "after").await.unwrap();
+    for broker in &brokers {
+        until_readable(broker, 2).await;
+    }
+    for broker in brokers {
+        broker.shutdown().await;
+    }
+}
