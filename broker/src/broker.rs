@@ -38,6 +38,7 @@ use crate::service::native::NativeService;
 use crate::service::rocketmq::Edge;
 use crate::service::routes::RoutesService;
 use crate::upkeep::Upkeep;
+use crate::whereabouts::Whereabouts;
 
 /// Raft's name of a group's first node.
 const FIRST_NODE_ID: u64 = 1;
@@ -167,10 +168,12 @@ impl Broker {
     ) -> Self {
         let stop = CancellationToken::new();
         let streams = TaskTracker::new();
-        let edge = Edge::start(Arc::clone(&context), stop.clone());
         let hello = hello(&context, &listeners);
+        let own_listeners = hello.listeners.clone();
         let registration =
             Registration::start(hello, &context.config.nameservers, &context.replica, stop.clone());
+        let whereabouts = whereabouts(&context, own_listeners, &registration);
+        let edge = Edge::start(Arc::clone(&context), whereabouts.clone(), stop.clone());
         let http = http.map(|(listener, address)| {
             let http = Http::new(
                 &context.config,
@@ -190,6 +193,7 @@ impl Broker {
                 let serving = serve_listener(
                     Arc::clone(&context),
                     Arc::clone(&edge),
+                    whereabouts.clone(),
                     bound,
                     streams.clone(),
                     stop.clone(),
@@ -537,16 +541,33 @@ async fn serve_peers(listener: TcpListener, service: PeerService, stop: Cancella
     }
 }
 
+/// Where this broker, its peers and the other broker groups are reached.
+fn whereabouts(
+    context: &Context,
+    listeners: Vec<Listener>,
+    registration: &Registration,
+) -> Whereabouts {
+    Whereabouts::new(
+        context.config.broker_group.to_string(),
+        listeners,
+        context.replica.raft_status(),
+        tokio::sync::watch::channel(Arc::default()).1,
+        registration.other_groups(),
+    )
+}
+
 /// Answers calls on one listener until `stop`, then those in flight.
 async fn serve_listener(
     context: Arc<Context>,
     edge: Arc<Edge>,
+    whereabouts: Whereabouts,
     bound: Bound,
     streams: TaskTracker,
     stop: CancellationToken,
 ) {
     let Bound { name, listener, address, advertised } = bound;
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let vantage = whereabouts.at(&name);
     // Runs are large: with the default windows and frames one connection gets a third of this.
     let served = Server::builder()
         .initial_stream_window_size(8 << 20)
@@ -555,11 +576,17 @@ async fn serve_listener(
         .max_concurrent_streams(STREAMS_MAX)
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .add_service(edge.messaging(advertised.clone()))
+        .add_service(edge.messaging(&name, advertised))
         .add_service(edge.admin())
-        .add_service(NativeService::server(Arc::clone(&context), streams.clone(), stop.clone()))
-        .add_service(AdminService::server(Arc::clone(&context)))
-        .add_service(RoutesService::server(context, advertised, streams, stop.clone()))
+        .add_service(edge.forwarding())
+        .add_service(NativeService::server(
+            Arc::clone(&context),
+            vantage.clone(),
+            streams.clone(),
+            stop.clone(),
+        ))
+        .add_service(AdminService::server(Arc::clone(&context), vantage.clone()))
+        .add_service(RoutesService::server(context, vantage, streams, stop.clone()))
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await;
     match served {

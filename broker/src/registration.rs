@@ -106,7 +106,7 @@ impl Registration {
         let (others_sender, others) = watch::channel(Routes::default());
         let (registered_sender, registered) = watch::channel(nameservers.is_empty());
         let known = Arc::new(Known {
-            by_nameserver: parking_lot::Mutex::new(vec![Vec::new(); nameservers.len()]),
+            by_nameserver: parking_lot::Mutex::new(vec![None; nameservers.len()]),
             others: others_sender,
             registered: registered_sender,
         });
@@ -118,7 +118,8 @@ impl Registration {
         Self { others, registered, tasks }
     }
 
-    /// The other broker groups: of each the newest term that any nameserver has told.
+    /// The other broker groups: of each the newest term that any nameserver has told, also after
+    /// all of them have gone.
     pub fn other_groups(&self) -> watch::Receiver<Arc<Vec<GroupRoute>>> {
         self.others.clone()
     }
@@ -141,35 +142,43 @@ impl Registration {
 /// What nameservers have told.
 #[derive(Debug)]
 struct Known {
-    by_nameserver: parking_lot::Mutex<Vec<Vec<GroupRoute>>>,
+    /// `None` while there is no session, or none that has heard of all brokers yet.
+    by_nameserver: parking_lot::Mutex<Vec<Option<Vec<GroupRoute>>>>,
     others: watch::Sender<Routes>,
     registered: watch::Sender<bool>,
 }
 
 impl Known {
-    fn learn(&self, nameserver: usize, groups: Vec<GroupRoute>) {
+    fn learn(&self, nameserver: usize, groups: Option<Vec<GroupRoute>>) {
         let mut by_nameserver = self.by_nameserver.lock();
         if let Some(known) = by_nameserver.get_mut(nameserver) {
             *known = groups;
         }
-        let merged = Arc::new(newest_of(&by_nameserver));
-        drop(by_nameserver);
         self.others.send_if_modified(|known| {
-            let changes = **known != *merged;
-            *known = merged;
+            let merged = merge(known, &by_nameserver);
+            let changes = **known != merged;
+            if changes {
+                *known = Arc::new(merged);
+            }
             changes
         });
-        self.registered.send_if_modified(|known| !std::mem::replace(known, true));
     }
 }
 
-/// Of each broker group the newest term told, and of one term the most live nodes, by name.
-fn newest_of(told: &[Vec<GroupRoute>]) -> Vec<GroupRoute> {
+/// Of each broker group the newest term told, and of one term the most live nodes, by name. What no
+/// session tells of stays as it was known, and no term goes back.
+fn merge(before: &[GroupRoute], told: &[Option<Vec<GroupRoute>>]) -> Vec<GroupRoute> {
     let mut newest: BTreeMap<&str, &GroupRoute> = BTreeMap::new();
-    for group in told.iter().flatten() {
+    for group in told.iter().flatten().flatten() {
         let place = newest.entry(&group.broker_group).or_insert(group);
         if (group.term, group.nodes.len()) > (place.term, place.nodes.len()) {
             *place = group;
+        }
+    }
+    for known in before {
+        let place = newest.entry(&known.broker_group).or_insert(known);
+        if known.group_uuid == place.group_uuid && known.term > place.term {
+            *place = known;
         }
     }
     newest.into_values().cloned().collect()
@@ -193,12 +202,17 @@ async fn keep_registered(
             () = stop.cancelled() => return,
             error = session => error,
         };
+        known.learn(at, None);
         if accepted {
             (pause, failures_count) = (RETRY_MIN, 0);
         }
         // Told once per outage, not once per attempt.
-        if failures_count == 0 {
-            tracing::warn!(nameserver, %error, "not registered, trying again");
+        match &error {
+            _ if failures_count > 0 => {}
+            SessionError::Refused(_) => {
+                tracing::error!(nameserver, %error, "the nameserver does not take this broker");
+            }
+            _ => tracing::warn!(nameserver, %error, "not registered, trying again"),
         }
         failures_count += 1;
         let jitter = pause.mul_f64(fastrand::f64() * 0.5);
@@ -267,7 +281,10 @@ fn take(
     if !std::mem::replace(accepted, true) {
         tracing::info!(nameserver, "registered");
     }
-    known.learn(at, answer.groups);
+    known.registered.send_if_modified(|known| !std::mem::replace(known, true));
+    if answer.settled {
+        known.learn(at, Some(answer.groups));
+    }
     resend(answer.resend_topics)
 }
 
@@ -283,7 +300,7 @@ async fn open(
         .keep_alive_timeout(Duration::from_secs(3));
     let channel = endpoint.connect().await.map_err(SessionError::Connect)?;
     let (messages, stream) = mpsc::channel(WAITING_MAX);
-    let mut outbound = Outbound { messages, topics: None };
+    let mut outbound = Outbound { messages, topics: None, led_term: 0 };
     outbound.send(Request::Hello(told.hello.clone()))?;
     outbound.topics(told, true)?;
     outbound.heartbeat(told)?;
@@ -298,6 +315,8 @@ struct Outbound {
     messages: mpsc::Sender<RegisterRequest>,
     /// What that nameserver was told last.
     topics: Option<Arc<Announced>>,
+    /// Newest that had a leader: one that only a candidate has seen must not hide the leader.
+    led_term: u64,
 }
 
 impl Outbound {
@@ -306,11 +325,14 @@ impl Outbound {
         self.messages.try_send(message).map_err(|_| SessionError::Stalled)
     }
 
-    fn heartbeat(&self, told: &mut Told) -> Result<(), SessionError> {
+    fn heartbeat(&mut self, told: &mut Told) -> Result<(), SessionError> {
         let status = *told.status.borrow_and_update();
         let topics_version = self.topics.as_ref().map_or(0, |topics| topics.version);
-        let term = status.term.get();
-        self.send(Request::Heartbeat(Heartbeat { term, leader: status.serving, topics_version }))
+        if status.leader.is_some() {
+            self.led_term = self.led_term.max(status.term.get());
+        }
+        let (term, leader) = (self.led_term, status.serving);
+        self.send(Request::Heartbeat(Heartbeat { term, leader, topics_version }))
     }
 
     fn topics(&mut self, told: &mut Told, full: bool) -> Result<(), SessionError> {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use drumlin_proto::forward::INTERNAL_LISTENER;
 use drumlin_proto::native::{
@@ -36,6 +37,9 @@ pub struct Whereabouts {
     broker_group: String,
     listeners: Vec<Listener>,
     status: watch::Receiver<RaftStatus>,
+    /// Newest term seen that had a leader: one that only a candidate has seen must not hide the
+    /// leader of an older one from clients.
+    led_term: Arc<AtomicU64>,
     members: watch::Receiver<Arc<MemberListeners>>,
     others: watch::Receiver<Arc<Vec<GroupRoute>>>,
 }
@@ -49,7 +53,8 @@ impl Whereabouts {
         members: watch::Receiver<Arc<MemberListeners>>,
         others: watch::Receiver<Arc<Vec<GroupRoute>>>,
     ) -> Self {
-        Self { broker_group, listeners, status, members, others }
+        let led_term = Arc::default();
+        Self { broker_group, listeners, status, led_term, members, others }
     }
 
     pub fn is_own(&self, broker_group: &str) -> bool {
@@ -60,6 +65,12 @@ impl Whereabouts {
     pub fn knows(&self, broker_group: &str) -> bool {
         let others = self.others.borrow();
         self.is_own(broker_group) || others.iter().any(|group| group.broker_group == broker_group)
+    }
+
+    /// Where this node is reached.
+    pub fn own_address(&self, listener: &str) -> Option<Address> {
+        let internal = address_of(&self.listeners, INTERNAL_LISTENER);
+        internal.or_else(|| address_of(&self.listeners, listener)).cloned()
     }
 
     /// The leader of a broker group, at its listener of this name.
@@ -150,9 +161,11 @@ impl Whereabouts {
 
     fn answers_for(&self, broker_group: &str, listener: &str) -> (Option<Address>, u64) {
         if self.is_own(broker_group) {
-            let term = self.status.borrow().term.get();
+            let status = *self.status.borrow();
+            let led = status.leader.map_or(0, |_| status.term.get());
+            let term = self.led_term.fetch_max(led, Ordering::Relaxed).max(led);
             return match self.own_leader(listener) {
-                Leader::There { address, term } => (Some(address), term),
+                Leader::There { address, .. } => (Some(address), term),
                 Leader::Here | Leader::Unknown => {
                     (address_of(&self.listeners, listener).cloned(), term)
                 }
@@ -166,12 +179,42 @@ impl Whereabouts {
         (address.cloned(), group.term)
     }
 
+    pub fn at(&self, listener: &str) -> Vantage {
+        Vantage { whereabouts: self.clone(), listener: listener.into() }
+    }
+
     pub fn changes(&self) -> Changes {
         Changes {
             status: self.status.clone(),
             members: self.members.clone(),
             others: self.others.clone(),
         }
+    }
+}
+
+/// Whereabouts for the callers of one listener; clones share them.
+#[derive(Clone, Debug)]
+pub struct Vantage {
+    whereabouts: Whereabouts,
+    listener: Arc<str>,
+}
+
+impl Vantage {
+    /// The leader of this node's own broker group, unless it is this node.
+    pub fn own_hint(&self) -> Option<LeaderHint> {
+        self.hint(&self.whereabouts.broker_group)
+    }
+
+    pub fn hint(&self, broker_group: &str) -> Option<LeaderHint> {
+        self.whereabouts.hint(broker_group, &self.listener)
+    }
+
+    pub fn route(&self, topic: &Topic) -> TopicRoute {
+        self.whereabouts.route(topic, &self.listener)
+    }
+
+    pub fn changes(&self) -> Changes {
+        self.whereabouts.changes()
     }
 }
 
@@ -263,7 +306,7 @@ mod tests {
         let hint = known.whereabouts.hint("a", "internal").unwrap();
         assert_eq!((hint.address.unwrap().host, hint.term), ("a2.internal".into(), 3));
         known.status.send_replace(raft(4, None, false));
-        assert_eq!(own(&known), ("a1.external".into(), 4));
+        assert_eq!(own(&known), ("a1.external".into(), 3), "a candidate's term is nobody's yet");
         assert_eq!(known.whereabouts.leader("a", "external"), Leader::Unknown);
         known.status.send_replace(raft(4, Some(1), true));
         assert_eq!(own(&known), ("a1.external".into(), 4));

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use drumlin_proto::ids::BrokerGroupName;
 use drumlin_proto::native::register_request::{Hello, Request as Told};
@@ -135,15 +136,24 @@ async fn exchange(
     answers: &Answers,
 ) -> Result<(), HelloError> {
     let mut changes = shared.directory.changes();
-    let mut told: Option<Vec<GroupRoute>> = None;
+    let settles = tokio::time::sleep(shared.config.start_wait);
+    tokio::pin!(settles);
+    let mut told: Option<(Vec<GroupRoute>, bool)> = None;
+    let answer = |(groups, settled): (Vec<GroupRoute>, bool), resend_topics| {
+        Ok(RegisterResponse {
+            status: Some(NativeStatus::default()),
+            resend_topics,
+            groups,
+            settled,
+        })
+    };
     loop {
-        let others = shared.directory.read(|table| table.group_routes(broker_group));
-        if told.as_ref() != Some(&others) {
-            let status = Some(NativeStatus::default());
-            let groups = others.clone();
-            told = Some(others);
-            let answer = RegisterResponse { status, groups, ..Default::default() };
-            if answers.send(Ok(answer)).await.is_err() {
+        let known = shared
+            .directory
+            .read(|table| (table.group_routes(broker_group), table.is_settled(Instant::now())));
+        if told.as_ref() != Some(&known) {
+            told = Some(known.clone());
+            if answers.send(answer(known, false)).await.is_err() {
                 return Ok(());
             }
         }
@@ -154,15 +164,13 @@ async fn exchange(
                 Ok(()) => continue,
                 Err(_) => return Ok(()),
             },
+            () = &mut settles, if !settles.is_elapsed() => continue,
             () = shared.stop.cancelled() => return Ok(()),
         };
         let Ok(Some(RegisterRequest { request })) = message else { return Ok(()) };
         if take(shared, stream, request)? {
-            let status = Some(NativeStatus::default());
-            let groups = told.clone().unwrap_or_default();
-            let answer =
-                RegisterResponse { status, resend_topics: true, groups, ..Default::default() };
-            if answers.send(Ok(answer)).await.is_err() {
+            let told = told.clone().unwrap_or_default();
+            if answers.send(answer(told, true)).await.is_err() {
                 return Ok(());
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! Invariants: an address is given out only while its process is registered; a broker group's
 //! leader is never one of an older term than the newest heard of; a broker group keeps the UUID it
-//! was first seen with.
+//! was first seen with, until one comes that succeeds it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -208,6 +208,7 @@ impl RouteTable {
     /// Begins a registration; one of the same node that is there already is taken over.
     pub fn hello(&mut self, hello: &Hello, now: Instant) -> Result<StreamId, Refusal> {
         bounded("listeners", hello.listeners.len(), LISTENERS_MAX)?;
+        self.succeed(hello);
         let known = self.groups.get(&hello.broker_group);
         if let Some(group) = known.filter(|group| group.uuid != hello.group_uuid) {
             return Err(Refusal::OtherGroupUuid {
@@ -253,6 +254,19 @@ impl RouteTable {
         node.broken_at = None;
         self.generation += 1;
         Ok(stream)
+    }
+
+    /// A UUID that was made to succeed the known one takes its place. Those that still have the old
+    /// one are out: what they say is refused from now on, and so is their next hello.
+    fn succeed(&mut self, hello: &Hello) {
+        let Some(group) = self.groups.get_mut(&hello.broker_group) else { return };
+        if group.uuid == hello.group_uuid || group.uuid != hello.succeeds_group_uuid {
+            return;
+        }
+        group.uuid.clone_from(&hello.group_uuid);
+        group.nodes.clear();
+        self.streams.retain(|_, (broker_group, _)| *broker_group != hello.broker_group);
+        self.generation += 1;
     }
 
     fn node(&mut self, stream: StreamId) -> Result<(&mut Group, String), Refusal> {

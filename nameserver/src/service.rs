@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use drumlin_proto::forward::acks;
 use drumlin_proto::ids::{GroupName, TopicName};
 use drumlin_proto::native::Topic;
 use drumlin_proto::rocketmq::messaging_service_server::MessagingService;
@@ -87,10 +88,12 @@ impl AccessPoint {
         topic: Option<&mq::Resource>,
         call: &Call,
     ) -> Result<String, Status> {
-        let named = route::broker_group_of_handle(handle).map(|name| name.to_string());
-        let known =
-            named.filter(|name| self.shared.directory.read(|table| table.knows_group(name)));
-        known.map_or_else(|| self.group_of_topic(topic, call), Ok)
+        self.named_by_handle(handle).map_or_else(|| self.group_of_topic(topic, call), Ok)
+    }
+
+    fn named_by_handle(&self, handle: &str) -> Option<String> {
+        let named = route::broker_group_of_handle(handle)?.to_string();
+        self.shared.directory.read(|table| table.knows_group(&named)).then_some(named)
     }
 
     /// Where a send goes: with a message group to that one's queue, else to each queue in turn.
@@ -323,16 +326,13 @@ impl MessagingService for AccessPoint {
         request: Request<mq::AckMessageRequest>,
     ) -> Answer<mq::AckMessageResponse> {
         let (call, ack) = Call::split(request);
-        let mut parts: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-        for (at, entry) in ack.entries.iter().enumerate() {
-            let group = self.group_of_handle(&entry.receipt_handle, ack.topic.as_ref(), &call)?;
-            parts.entry(group).or_default().push(at);
-        }
+        // Handles that name no group are all of one: that of the topic.
+        let unnamed = self.group_of_topic(ack.topic.as_ref(), &call)?;
+        let parts = acks::parts(&ack, |handle| {
+            self.named_by_handle(handle).unwrap_or_else(|| unnamed.clone())
+        });
         if parts.len() <= 1 {
-            let group = match parts.into_keys().next() {
-                Some(group) => group,
-                None => self.group_of_topic(ack.topic.as_ref(), &call)?,
-            };
+            let group = parts.into_keys().next().unwrap_or(unnamed);
             let answer = to_group!(self, ack_message, &group, &call, ack).await;
             return answer.map(Response::new);
         }
@@ -452,44 +452,16 @@ impl AccessPoint {
         parts: BTreeMap<String, Vec<usize>>,
     ) -> Result<mq::AckMessageResponse, Status> {
         let send = |(group, places): (String, Vec<usize>)| {
-            let entries = places.iter().filter_map(|at| ack.entries.get(*at).cloned()).collect();
-            let part = mq::AckMessageRequest { entries, ..ack.clone() };
+            let part = acks::part(&ack, &places);
             async move {
                 let answer = to_group!(self, ack_message, &group, call, part).await;
+                let answer = answer.unwrap_or_else(|error| mq::AckMessageResponse {
+                    status: status(Code::InternalServerError, error.to_string()),
+                    entries: Vec::new(),
+                });
                 (places, answer)
             }
         };
-        let answers = join_all(parts.into_iter().map(send)).await;
-        let mut entries: Vec<mq::AckMessageResultEntry> = ack
-            .entries
-            .iter()
-            .map(|entry| mq::AckMessageResultEntry {
-                message_id: entry.message_id.clone(),
-                receipt_handle: entry.receipt_handle.clone(),
-                status: status(Code::InternalServerError, "its broker gave no answer"),
-            })
-            .collect();
-        for (places, answer) in answers {
-            let answer = match answer {
-                Ok(answer) => answer,
-                Err(error) => mq::AckMessageResponse {
-                    status: status(Code::InternalServerError, error.to_string()),
-                    entries: Vec::new(),
-                },
-            };
-            for (nth, at) in places.into_iter().enumerate() {
-                let Some(entry) = entries.get_mut(at) else { continue };
-                match answer.entries.get(nth) {
-                    Some(told) => entry.clone_from(told),
-                    None => entry.status.clone_from(&answer.status),
-                }
-            }
-        }
-        let mut codes = entries.iter().map(|entry| code_of(entry.status.as_ref()));
-        let first = codes.next().unwrap_or(Code::InternalServerError.into());
-        let same = codes.all(|code| code == first);
-        let code = if same { first } else { Code::MultipleResults.into() };
-        let status = Some(mq::Status { code, message: String::new() });
-        Ok(mq::AckMessageResponse { status, entries })
+        Ok(acks::merge(&ack, join_all(parts.into_iter().map(send)).await))
     }
 }

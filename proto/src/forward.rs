@@ -17,6 +17,8 @@ use crate::native::Address;
 use crate::native::admin_client::AdminClient;
 use crate::rocketmq::messaging_service_client::MessagingServiceClient;
 
+pub mod acks;
+
 /// Longest answer of a broker: a message of maximal size and its properties, with room.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// Named by brokers for calls from within the cluster, where they have such a listener.

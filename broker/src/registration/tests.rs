@@ -77,7 +77,7 @@ fn group(name: &str, term: u64, nodes_count: usize) -> GroupRoute {
 
 fn answer(groups: Vec<GroupRoute>, resend_topics: bool) -> Result<RegisterResponse, Status> {
     let status = Some(NativeStatus::default());
-    Ok(RegisterResponse { status, groups, resend_topics, ..Default::default() })
+    Ok(RegisterResponse { status, groups, resend_topics, settled: true })
 }
 
 struct Running {
@@ -148,8 +148,38 @@ async fn a_broken_stream_is_opened_again() {
 #[test]
 fn of_several_nameservers_the_newest_term_counts() {
     let told = [
-        vec![group("b", 4, 1), group("c", 1, 1)],
-        vec![group("b", 5, 0), group("c", 1, 2), group("d", 1, 1)],
+        Some(vec![group("b", 4, 1), group("c", 1, 1)]),
+        Some(vec![group("b", 5, 0), group("c", 1, 2), group("d", 1, 1)]),
     ];
-    assert_eq!(newest_of(&told), [group("b", 5, 0), group("c", 1, 2), group("d", 1, 1)]);
+    assert_eq!(merge(&[], &told), [group("b", 5, 0), group("c", 1, 2), group("d", 1, 1)]);
+}
+
+#[test]
+fn what_is_known_outlives_nameservers_and_goes_back_to_no_older_term() {
+    let known = [group("b", 4, 2), group("c", 3, 2)];
+    assert_eq!(merge(&known, &[None, None]), known, "nobody is there to tell");
+    assert_eq!(merge(&known, &[Some(Vec::new()), None]), known, "one that has just begun");
+    let told = [Some(vec![group("b", 4, 0), group("c", 2, 1)]), None];
+    assert_eq!(merge(&known, &told), [group("b", 4, 0), group("c", 3, 2)]);
+    let successor = GroupRoute { group_uuid: "new".into(), ..group("c", 1, 1) };
+    let told = [None, Some(vec![successor.clone()])];
+    assert_eq!(merge(&known, &told), [group("b", 4, 2), successor]);
+}
+
+#[tokio::test]
+async fn the_term_of_a_candidate_is_not_told() {
+    let (address, mut streams) = nameserver().await;
+    let running = start(&[address], topics(1, &[]));
+    let (mut stream, answers) = streams.recv().await.unwrap();
+    answers.send(answer(Vec::new(), false)).await.unwrap();
+    let beat = |term, leader| Request::Heartbeat(Heartbeat { term, leader, topics_version: 1 });
+    let follows = RaftStatus { term: Term::new(4), leader: Some(2), serving: false };
+    running.status.send_replace(follows);
+    while next(&mut stream).await != beat(4, false) {}
+    running.status.send_replace(RaftStatus { term: Term::new(5), leader: None, serving: false });
+    assert_eq!(next(&mut stream).await, beat(4, false));
+    running.status.send_replace(RaftStatus { term: Term::new(6), leader: Some(1), serving: true });
+    while next(&mut stream).await != beat(6, true) {}
+    running.stop.cancel();
+    running.registration.join().await;
 }

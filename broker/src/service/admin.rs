@@ -13,11 +13,13 @@ use tonic::{Request, Response, Status};
 use super::creations::PER_SECOND_MAX;
 use super::native::fetch::resolve;
 use super::native::{Fault, REQUEST_BYTES_MAX, find_queue, find_topic, ok};
+use super::rocketmq::told;
 use crate::broker::Context;
-use crate::catalog::ConsumerGroup;
+use crate::catalog::{ConsumerGroup, Topic};
 use crate::command::{Command, GroupId, GroupStart, Outcome, Refusal, TopicType};
 use crate::registration::wire_topic;
 use crate::replica::{Applied, Item, ProposeError};
+use crate::whereabouts::Vantage;
 
 /// How long a change may wait for its turn.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,25 +32,27 @@ const QUEUE_COUNT_MAX: u16 = 1024;
 #[derive(Clone, Debug)]
 pub struct AdminService {
     context: Arc<Context>,
+    vantage: Vantage,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 
 /// A response whose status says what went wrong, if anything did.
 macro_rules! respond {
-    ($work:expr, $Response:ident) => {{
+    ($self:ident, $work:expr, $Response:ident) => {{
         let response: Result<api::$Response, Fault> = $work;
-        Ok(Response::new(response.unwrap_or_else(|fault| {
-            let mut refused = api::$Response::default();
-            refused.status = fault.status();
-            refused
-        })))
+        let not_led = response.as_ref().is_err_and(|fault| fault.code == Code::NotLeader);
+        let response = response.unwrap_or_else(|fault| {
+            let status = fault.status(&$self.vantage);
+            api::$Response { status, ..Default::default() }
+        });
+        Ok(told(response, not_led))
     }};
 }
 
 impl AdminService {
-    pub fn server(context: Arc<Context>) -> AdminServer<Self> {
-        AdminServer::new(Self { context }).max_decoding_message_size(REQUEST_BYTES_MAX)
+    pub fn server(context: Arc<Context>, vantage: Vantage) -> AdminServer<Self> {
+        AdminServer::new(Self { context, vantage }).max_decoding_message_size(REQUEST_BYTES_MAX)
     }
 
     async fn change(&self, command: Command) -> Result<Outcome, Fault> {
@@ -101,7 +105,7 @@ impl AdminService {
         if config.broker_group != config.catalog_group {
             let owner = &config.catalog_group;
             let text = format!("broker group {owner} owns the catalog: ask it");
-            return Err(Fault::new(Code::NotLeader, text));
+            return Err(Fault::elsewhere(owner.as_str(), &self.vantage, text));
         }
         if request.auto && !config.auto_create_topics {
             let text = "topics are not created on first use here";
@@ -136,7 +140,7 @@ impl AdminService {
             Ok(_) => ok(),
             Err(ProposeError::Refused(Refusal::TopicExists(_))) if request.auto => ok(),
             Err(error @ ProposeError::Refused(Refusal::TopicExists(_))) => {
-                Fault::from(error).status()
+                Fault::from(error).status(&self.vantage)
             }
             Err(error) => {
                 self.context.metrics.topic_created(false, started.elapsed());
@@ -282,12 +286,33 @@ impl AdminService {
         Ok(api::CreateGroupResponse { status: ok(), group_id: group.0 })
     }
 
+    /// Whether a queue id means one of this broker group: it is named, or the only one that holds
+    /// the topic.
+    fn owns_queues(&self, topic: &Topic, broker_group: &str) -> Result<(), Fault> {
+        let own = self.own_group();
+        let named = match topic.shares.as_slice() {
+            [(only, _)] if broker_group.is_empty() => only.as_str(),
+            _ if broker_group.is_empty() => {
+                let text =
+                    format!("topic {} has queues on several broker groups: name one", topic.name);
+                return Err(Fault::invalid(text));
+            }
+            _ => broker_group,
+        };
+        if named == own.as_str() {
+            return Ok(());
+        }
+        let text = format!("broker group {named} holds that queue");
+        Err(Fault::elsewhere(named, &self.vantage, text))
+    }
+
     async fn commit(
         &self,
         request: api::CommitOffsetRequest,
     ) -> Result<api::CommitOffsetResponse, Fault> {
         let name = GroupName::parse(&request.group).map_err(Fault::invalid)?;
         let topic = find_topic(&self.context, &request.topic)?;
+        self.owns_queues(&topic, &request.broker_group)?;
         let queue = find_queue(&self.context, &topic, request.queue_id)?;
         let group = self.group_or_create(&name).await?;
         let offset = QueueOffset::new(request.offset);
@@ -302,6 +327,7 @@ impl AdminService {
         self.settled().await?;
         let name = GroupName::parse(&request.group).map_err(Fault::invalid)?;
         let topic = find_topic(&self.context, &request.topic)?;
+        self.owns_queues(&topic, &request.broker_group)?;
         let queue = find_queue(&self.context, &topic, request.queue_id)?;
         let missing = format!("consumer group {name} does not exist");
         let group = self.group_id(&name).ok_or_else(|| Fault::new(Code::GroupNotFound, missing))?;
@@ -346,7 +372,7 @@ impl Admin for AdminService {
         &self,
         request: Request<api::CreateTopicRequest>,
     ) -> Answer<api::CreateTopicResponse> {
-        respond!(self.create(request.into_inner()).await, CreateTopicResponse)
+        respond!(self, self.create(request.into_inner()).await, CreateTopicResponse)
     }
 
     async fn update_topic(
@@ -354,69 +380,69 @@ impl Admin for AdminService {
         _: Request<api::UpdateTopicRequest>,
     ) -> Answer<api::UpdateTopicResponse> {
         let fault = Fault::new(Code::Unsupported, "topics cannot be changed yet");
-        respond!(Err(fault), UpdateTopicResponse)
+        respond!(self, Err(fault), UpdateTopicResponse)
     }
 
     async fn create_group(
         &self,
         request: Request<api::CreateGroupRequest>,
     ) -> Answer<api::CreateGroupResponse> {
-        respond!(self.create_group(request.into_inner()).await, CreateGroupResponse)
+        respond!(self, self.create_group(request.into_inner()).await, CreateGroupResponse)
     }
 
     async fn delete_topic(
         &self,
         request: Request<api::DeleteTopicRequest>,
     ) -> Answer<api::DeleteTopicResponse> {
-        respond!(self.delete(request.into_inner()).await, DeleteTopicResponse)
+        respond!(self, self.delete(request.into_inner()).await, DeleteTopicResponse)
     }
 
     async fn list_topics(
         &self,
         _: Request<api::ListTopicsRequest>,
     ) -> Answer<api::ListTopicsResponse> {
-        respond!(self.topics().await, ListTopicsResponse)
+        respond!(self, self.topics().await, ListTopicsResponse)
     }
 
     async fn describe_topic(
         &self,
         request: Request<api::DescribeTopicRequest>,
     ) -> Answer<api::DescribeTopicResponse> {
-        respond!(self.describe(request.into_inner()).await, DescribeTopicResponse)
+        respond!(self, self.describe(request.into_inner()).await, DescribeTopicResponse)
     }
 
     async fn query_offsets(
         &self,
         request: Request<api::QueryOffsetsRequest>,
     ) -> Answer<api::QueryOffsetsResponse> {
-        respond!(self.offsets(request.into_inner()).await, QueryOffsetsResponse)
+        respond!(self, self.offsets(request.into_inner()).await, QueryOffsetsResponse)
     }
 
     async fn list_groups(
         &self,
         _: Request<api::ListGroupsRequest>,
     ) -> Answer<api::ListGroupsResponse> {
-        respond!(self.groups().await, ListGroupsResponse)
+        respond!(self, self.groups().await, ListGroupsResponse)
     }
 
     async fn commit_offset(
         &self,
         request: Request<api::CommitOffsetRequest>,
     ) -> Answer<api::CommitOffsetResponse> {
-        respond!(self.commit(request.into_inner()).await, CommitOffsetResponse)
+        respond!(self, self.commit(request.into_inner()).await, CommitOffsetResponse)
     }
 
     async fn get_committed_offset(
         &self,
         request: Request<api::GetCommittedOffsetRequest>,
     ) -> Answer<api::GetCommittedOffsetResponse> {
-        respond!(self.committed(request.into_inner()).await, GetCommittedOffsetResponse)
+        respond!(self, self.committed(request.into_inner()).await, GetCommittedOffsetResponse)
     }
 
     async fn describe_broker(
         &self,
         _: Request<api::DescribeBrokerRequest>,
     ) -> Answer<api::DescribeBrokerResponse> {
-        respond!(self.broker().await, DescribeBrokerResponse)
+        respond!(self, self.broker().await, DescribeBrokerResponse)
     }
 }

@@ -3,11 +3,12 @@
 //! A registration decides whether leases are renewed and whom a server command may reach. It is
 //! not replicated: a new leader learns of clients by their calls.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use drumlin_proto::ids::GroupName;
+use drumlin_proto::native::AliveClient;
 use drumlin_proto::rocketmq::ClientType;
 use md5::{Digest, Md5};
 use parking_lot::Mutex;
@@ -44,6 +45,8 @@ pub struct Registration {
     pub groups: BTreeSet<GroupName>,
     /// Of its settings, if they came here.
     pub request_timeout: Option<Duration>,
+    /// Broker groups whose leaders may hold leases of it, though it calls here.
+    pub forwarded_to: BTreeSet<String>,
     last_heard: Instant,
     /// Counts it as connected while it is registered.
     counted: Arc<Vec<Connected>>,
@@ -108,6 +111,7 @@ impl Clients {
             client_type: ClientType::Producer,
             groups: BTreeSet::new(),
             request_timeout: None,
+            forwarded_to: BTreeSet::new(),
             last_heard: now,
             counted: Arc::default(),
         });
@@ -140,6 +144,31 @@ impl Clients {
         if let Some(known) = self.known.lock().by_key.get_mut(&client_key(client_id)) {
             known.last_heard = known.last_heard.max(now);
         }
+    }
+
+    /// A call of a registered client that takes leases went to this broker group's leader.
+    pub fn note_forwarded(&self, client_id: &str, broker_group: &str) {
+        if let Some(known) = self.known.lock().by_key.get_mut(&client_key(client_id))
+            && !known.forwarded_to.contains(broker_group)
+        {
+            known.forwarded_to.insert(broker_group.to_owned());
+        }
+    }
+
+    /// Clients whose leases other leaders may hold, by those leaders' broker groups.
+    pub fn forwarded(&self) -> BTreeMap<String, Vec<AliveClient>> {
+        let mut forwarded: BTreeMap<String, Vec<AliveClient>> = BTreeMap::new();
+        let all = self.known.lock();
+        for known in all.by_key.values() {
+            for broker_group in &known.forwarded_to {
+                forwarded.entry(broker_group.clone()).or_default().push(AliveClient {
+                    client_id: known.client_id.clone(),
+                    client_type: known.client_type.into(),
+                    consumer_groups: known.groups.iter().map(ToString::to_string).collect(),
+                });
+            }
+        }
+        forwarded
     }
 
     pub fn get(&self, client_id: &str) -> Option<Registration> {
@@ -249,6 +278,23 @@ mod tests {
         register("b", "g2").unwrap();
         assert_eq!(clients.expire(now + SILENCE_MAX).len(), 1);
         assert_eq!(clients.known.lock().group_count, ALL_GROUPS_MAX - 2);
+    }
+
+    #[test]
+    fn clients_are_beaten_for_where_their_calls_went() {
+        let clients = Clients::default();
+        let now = Instant::now();
+        clients.note_forwarded("a", "b-0");
+        clients.register("a", consumer("g"), now, |_| Vec::new()).unwrap();
+        clients.register("b", consumer("g"), now, |_| Vec::new()).unwrap();
+        clients.note_forwarded("a", "b-0");
+        clients.note_forwarded("a", "b-1");
+        let forwarded = clients.forwarded();
+        assert_eq!(forwarded.keys().collect::<Vec<_>>(), ["b-0", "b-1"]);
+        assert_eq!(forwarded["b-0"][0].client_id, "a");
+        assert_eq!(forwarded["b-0"][0].consumer_groups, ["g"]);
+        clients.expire(now + SILENCE_MAX);
+        assert!(clients.forwarded().is_empty());
     }
 
     #[test]

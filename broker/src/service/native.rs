@@ -9,7 +9,8 @@ use drumlin_proto::ids::{QueueId, QueueKey, TopicName};
 use drumlin_proto::native::broker_server::{Broker, BrokerServer};
 use drumlin_proto::native::status::Code;
 use drumlin_proto::native::{
-    FetchRequest, FetchResponse, ProduceRequest, ProduceResponse, Status as NativeStatus,
+    FetchRequest, FetchResponse, LeaderHint, ProduceRequest, ProduceResponse,
+    Status as NativeStatus,
 };
 use futures::Stream;
 use tokio::sync::mpsc;
@@ -23,6 +24,7 @@ use crate::catalog::Topic;
 use crate::command::Refusal;
 use crate::log::ReadError;
 use crate::replica::ProposeError;
+use crate::whereabouts::Vantage;
 
 mod chains;
 pub(crate) mod fetch;
@@ -39,6 +41,7 @@ const FETCHED_MAX: usize = 4;
 #[derive(Clone, Debug)]
 pub struct NativeService {
     context: Arc<Context>,
+    vantage: Vantage,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -47,10 +50,11 @@ impl NativeService {
     /// Streams run as tasks of `tasks` and end when `stop` is cancelled.
     pub fn server(
         context: Arc<Context>,
+        vantage: Vantage,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> BrokerServer<Self> {
-        let service = Self { context, tasks, stop };
+        let service = Self { context, vantage, tasks, stop };
         BrokerServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX)
     }
 }
@@ -67,9 +71,10 @@ impl Broker for NativeService {
         request: Request<Streaming<ProduceRequest>>,
     ) -> Result<Response<Self::ProduceStream>, Status> {
         let (sender, receiver) = mpsc::channel(UNANSWERED_MAX);
-        let stream = produce::Accepting::new(Arc::clone(&self.context), sender);
+        let (context, vantage) = (Arc::clone(&self.context), self.vantage.clone());
+        let stream = produce::Accepting::new(Arc::clone(&context), vantage.clone(), sender);
         self.tasks.spawn(stream.run(request.into_inner(), self.stop.clone()));
-        Ok(Response::new(Box::pin(produce::answers(Arc::clone(&self.context), receiver))))
+        Ok(Response::new(Box::pin(produce::answers(context, vantage, receiver))))
     }
 
     async fn fetch(
@@ -77,7 +82,8 @@ impl Broker for NativeService {
         request: Request<Streaming<FetchRequest>>,
     ) -> Result<Response<Self::FetchStream>, Status> {
         let (sender, receiver) = mpsc::channel(FETCHED_MAX);
-        let fetches = fetch::Fetches::new(Arc::clone(&self.context), sender);
+        let vantage = self.vantage.clone();
+        let fetches = fetch::Fetches::new(Arc::clone(&self.context), vantage, sender);
         self.tasks.spawn(fetches.run(request.into_inner(), self.stop.clone()));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
@@ -88,11 +94,18 @@ impl Broker for NativeService {
 pub(crate) struct Fault {
     pub(crate) code: Code,
     pub(crate) message: String,
+    /// Of the broker group that the call is about, where that is not this node's.
+    pub(crate) leader: Option<LeaderHint>,
 }
 
 impl Fault {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), leader: None }
+    }
+
+    /// The call belongs to another broker group.
+    pub(crate) fn elsewhere(broker_group: &str, vantage: &Vantage, why: String) -> Self {
+        Self { leader: vantage.hint(broker_group), ..Self::new(Code::NotLeader, why) }
     }
 
     pub(crate) fn topic_not_found(name: &str) -> Self {
@@ -103,8 +116,11 @@ impl Fault {
         Self::new(Code::InvalidArgument, error.to_string())
     }
 
-    pub(crate) fn status(self) -> Option<NativeStatus> {
-        Some(NativeStatus { code: self.code.into(), message: self.message, leader: None })
+    /// On the wire; who is not the leader says who is.
+    pub(crate) fn status(self, vantage: &Vantage) -> Option<NativeStatus> {
+        let own_leader = || (self.code == Code::NotLeader).then(|| vantage.own_hint()).flatten();
+        let leader = self.leader.clone().or_else(own_leader);
+        Some(NativeStatus { code: self.code.into(), message: self.message, leader })
     }
 }
 

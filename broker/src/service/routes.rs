@@ -4,11 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 
-use drumlin_proto::ids::{BrokerGroupName, DERIVED_TOPIC_CHARS_MAX, TopicName};
+use drumlin_proto::ids::{DERIVED_TOPIC_CHARS_MAX, TopicName};
 use drumlin_proto::native::routes_server::{Routes, RoutesServer};
-use drumlin_proto::native::{
-    Address, QueueRoute, TopicRoute, TopicType as WireType, WatchRoutesRequest, WatchRoutesResponse,
-};
+use drumlin_proto::native::{TopicRoute, WatchRoutesRequest, WatchRoutesResponse};
 use futures::Stream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,8 +17,8 @@ use tonic::{Request, Response, Status, Streaming};
 use super::native::{Fault, REQUEST_BYTES_MAX, ok};
 use crate::broker::Context;
 use crate::catalog::Topic;
-use crate::command::TopicType;
-use crate::replica::RaftStatus;
+use crate::registration::wire_topic;
+use crate::whereabouts::Vantage;
 
 /// Topics that one stream may watch.
 const WATCHED_MAX: usize = 10_000;
@@ -31,8 +29,7 @@ const WAITING_MAX: usize = 4;
 #[derive(Clone, Debug)]
 pub struct RoutesService {
     context: Arc<Context>,
-    /// Of the listener that the query comes in on.
-    advertised: Address,
+    vantage: Vantage,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -41,11 +38,11 @@ impl RoutesService {
     /// Streams run as tasks of `tasks` and end when `stop` is cancelled.
     pub fn server(
         context: Arc<Context>,
-        advertised: Address,
+        vantage: Vantage,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> RoutesServer<Self> {
-        let service = Self { context, advertised, tasks, stop };
+        let service = Self { context, vantage, tasks, stop };
         RoutesServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX)
     }
 
@@ -59,45 +56,16 @@ impl RoutesService {
         });
         let found: Vec<_> = found.collect();
         drop(view);
-        let status = *self.context.replica.raft_status().borrow();
-        let route = |(name, topic): (&String, Option<Arc<Topic>>)| {
-            topic.map_or_else(|| absent(name.clone()), |topic| self.route_of(&topic, status))
+        let route = |(name, topic): (&String, Option<Arc<Topic>>)| match topic {
+            Some(topic) => self.vantage.route(&wire_topic(&topic)),
+            None => absent(name.clone()),
         };
         found.into_iter().map(route).collect()
-    }
-
-    fn route_of(&self, topic: &Topic, status: RaftStatus) -> TopicRoute {
-        let own = &self.context.config.broker_group;
-        let queue_route = |(group, queue_count): &(BrokerGroupName, u16)| {
-            let leads = group == own && status.serving;
-            QueueRoute {
-                broker_group: group.to_string(),
-                queue_count: u32::from(*queue_count),
-                leader: leads.then(|| self.advertised.clone()),
-                term: if leads { status.term.get() } else { 0 },
-            }
-        };
-        TopicRoute {
-            topic: topic.name.to_string(),
-            exists: true,
-            r#type: wire_type(topic.kind).into(),
-            topic_id: topic.id.get(),
-            queues: topic.shares.iter().map(queue_route).collect(),
-        }
     }
 }
 
 fn absent(topic: String) -> TopicRoute {
     TopicRoute { topic, ..TopicRoute::default() }
-}
-
-/// A topic's type on the wire.
-pub(crate) fn wire_type(kind: TopicType) -> WireType {
-    match kind {
-        TopicType::Normal => WireType::Normal,
-        TopicType::Fifo => WireType::Fifo,
-        TopicType::Mixed => WireType::Mixed,
-    }
 }
 
 #[tonic::async_trait]
@@ -122,7 +90,7 @@ async fn watch(
     responses: mpsc::Sender<Result<WatchRoutesResponse, Status>>,
 ) {
     let mut catalog = service.context.replica.catalog_version();
-    let mut status = service.context.replica.raft_status();
+    let mut places = service.vantage.changes();
     let mut told: BTreeMap<String, TopicRoute> = BTreeMap::new();
     let mut watched: BTreeSet<String> = BTreeSet::new();
     loop {
@@ -134,13 +102,13 @@ async fn watch(
                 Ok(None) | Err(_) => return,
             },
             changed = catalog.changed() => if changed.is_ok() { None } else { return },
-            changed = status.changed() => if changed.is_ok() { None } else { return },
+            changed = places.changed() => if changed.is_some() { None } else { return },
         };
         let mut routes = Vec::new();
         if let Some(topics) = asked {
             if topics.len() > WATCHED_MAX {
                 let fault = Fault::invalid(format!("{WATCHED_MAX} topics can be watched at most"));
-                let status = fault.status();
+                let status = fault.status(&service.vantage);
                 let refused = WatchRoutesResponse { status, routes: Vec::new() };
                 responses.send(Ok(refused)).await.ok();
                 return;

@@ -174,6 +174,30 @@ fn terms_and_uuids_outlive_a_restart() {
 }
 
 #[test]
+fn a_successor_takes_the_place_of_a_group_uuid_for_good() {
+    let now = Instant::now();
+    let mut table = RouteTable::new(TIMING, Vec::new(), now);
+    let old = register(&mut table, "a", "a0", (4, true), orders(), now);
+    let successor = Hello {
+        group_uuid: "new".into(),
+        succeeds_group_uuid: "uuid-a".into(),
+        ..hello("a", "a1")
+    };
+    let stranger = Hello { succeeds_group_uuid: "other".into(), ..successor.clone() };
+    assert!(matches!(table.hello(&stranger, now), Err(Refusal::OtherGroupUuid { .. })));
+    assert_eq!(host(&table, "a").as_deref(), Some("a0.external"));
+    let new = table.hello(&successor, now).unwrap();
+    assert_eq!(table.heartbeat(old, &beat(4, true, 1), now), Err(Refusal::Replaced));
+    let again = table.hello(&hello("a", "a0"), now).unwrap_err();
+    assert!(matches!(again, Refusal::OtherGroupUuid { .. }), "{again}");
+    table.topics(new, all(1, orders()), now).unwrap();
+    table.heartbeat(new, &beat(5, true, 1), now).unwrap();
+    assert_eq!(host(&table, "a").as_deref(), Some("a1.external"));
+    assert_eq!(table.remembered()[0].group_uuid, "new");
+    assert!(table.hello(&successor, now).is_ok(), "it says so at every registration");
+}
+
+#[test]
 fn a_missed_delta_asks_for_all_topics() {
     let now = Instant::now();
     let mut table = RouteTable::new(TIMING, Vec::new(), now);
@@ -235,66 +259,113 @@ fn what_a_peer_can_grow_is_bounded() {
     assert!(table.hello(&hello("a", "n0"), now).is_ok());
 }
 
+/// Nodes of the broker groups of the properties, by group.
+const NODES: [(&str, &str); 5] = [("a", "a0"), ("a", "a1"), ("a", "a2"), ("b", "b0"), ("b", "b1")];
+
 #[derive(Clone, Debug)]
 enum Event {
     Hello(usize),
     Beat(usize, u64, bool),
+    /// The node is elected in a new term, and says so; the others of its group may hear it later.
+    Elect(usize),
     Break(usize),
     Wait(u64),
 }
 
 fn event() -> impl Strategy<Value = Event> {
+    let node = || 0..NODES.len();
     prop_oneof![
-        2 => (0..3_usize).prop_map(Event::Hello),
-        4 => (0..3_usize, 1..6_u64, any::<bool>()).prop_map(|(n, t, l)| Event::Beat(n, t, l)),
-        1 => (0..3_usize).prop_map(Event::Break),
+        3 => node().prop_map(Event::Hello),
+        4 => (node(), 1..6_u64, any::<bool>()).prop_map(|(n, t, l)| Event::Beat(n, t, l)),
+        2 => node().prop_map(Event::Elect),
+        1 => node().prop_map(Event::Break),
         2 => (1..3000_u64).prop_map(Event::Wait),
     ]
+}
+
+/// What a test knows of one node.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    stream: Option<StreamId>,
+    beat: Option<(u64, bool)>,
+    heard: Instant,
+    broken: Option<Instant>,
+}
+
+impl Seen {
+    /// Whether its address may be given out: it is there, or was a moment ago.
+    fn may_be_named(&self, now: Instant) -> bool {
+        let back_by = self.broken.map(|at| at + TIMING.broken_grace);
+        now < self.heard + TIMING.expiry && back_by.is_none_or(|at| now < at)
+    }
 }
 
 proptest! {
     #[test]
     fn a_named_address_is_registered_and_never_an_older_leader(
-        events in prop::collection::vec(event(), 1..60),
+        events in prop::collection::vec(event(), 1..120),
     ) {
-        let nodes = ["a0", "a1", "a2"];
         let mut now = Instant::now();
         let mut table = RouteTable::new(TIMING, Vec::new(), now);
-        let mut streams: [Option<StreamId>; 3] = [None; 3];
-        let mut beats: [Option<(u64, bool)>; 3] = [None; 3];
-        let mut heard = [now; 3];
-        let mut term_max = 0;
+        let unseen = Seen { stream: None, beat: None, heard: now, broken: None };
+        let mut nodes = [unseen; NODES.len()];
+        let mut terms = BTreeMap::from([("a", 0), ("b", 0)]);
+        let mut named_terms: BTreeMap<&str, u64> = BTreeMap::new();
         for event in events {
+            let event = match event {
+                Event::Elect(n) => Event::Beat(n, terms[NODES[n].0] + 1, true),
+                event => event,
+            };
             match event {
                 Event::Hello(n) => {
-                    let stream = table.hello(&hello("a", nodes[n]), now).unwrap();
+                    let (group, node) = NODES[n];
+                    let stream = table.hello(&hello(group, node), now).unwrap();
                     table.topics(stream, all(1, orders()), now).unwrap();
-                    streams[n] = Some(stream);
-                    heard[n] = now;
+                    let beat = nodes[n].beat;
+                    nodes[n] = Seen { stream: Some(stream), heard: now, broken: None, beat };
                 }
                 Event::Beat(n, term, leader) => {
-                    let Some(stream) = streams[n] else { continue };
+                    let Some(stream) = nodes[n].stream else { continue };
                     if table.heartbeat(stream, &beat(term, leader, 1), now).is_ok() {
-                        beats[n] = Some((term, leader));
-                        heard[n] = now;
-                        term_max = term_max.max(term);
+                        nodes[n].beat = Some((term, leader));
+                        nodes[n].heard = now;
+                        let known = terms.get_mut(NODES[n].0).unwrap();
+                        *known = term.max(*known);
                     }
                 }
                 Event::Break(n) => {
-                    if let Some(stream) = streams[n].take() {
+                    if let Some(stream) = nodes[n].stream.take() {
                         table.stream_broken(stream, now);
+                        nodes[n].broken = nodes[n].broken.or(Some(now));
                     }
                 }
                 Event::Wait(count) => {
                     now += ms(count);
                     table.on_tick(now);
                 }
+                Event::Elect(_) => unreachable!("it became a beat"),
             }
-            let Some(named) = host(&table, "a") else { continue };
-            let n = nodes.iter().position(|node| named.starts_with(node)).unwrap();
-            prop_assert!(now < heard[n] + TIMING.expiry);
-            let (term, leader) = beats[n].unwrap();
-            prop_assert!(!leader || term == term_max, "{named} leads in {term}, seen {term_max}");
+            let definition = table.topic("orders");
+            for (group, term) in &terms {
+                if let Some(definition) = &definition {
+                    let route = table.route(definition, "external");
+                    let told = route.queues.iter().find(|q| q.broker_group == *group).unwrap();
+                    let before = named_terms.insert(group, told.term).unwrap_or(0);
+                    prop_assert!(told.term >= before, "the term of {group} went back");
+                    prop_assert_eq!(told.leader.as_ref().map(|a| a.host.clone()), host(&table, group));
+                }
+                let Some(named) = host(&table, group) else { continue };
+                let n = NODES.iter().position(|(_, node)| named.starts_with(node)).unwrap();
+                prop_assert_eq!(NODES[n].0, *group);
+                prop_assert!(nodes[n].may_be_named(now), "{named} is gone: {:?}", nodes[n]);
+                let (told, leader) = nodes[n].beat.unwrap();
+                prop_assert!(!leader || told == *term, "{named} leads in {told}, seen {term}");
+                let leads = |(at, seen): (usize, &Seen)| {
+                    NODES[at].0 == *group && seen.beat == Some((*term, true)) && seen.stream.is_some()
+                };
+                let leader_is_there = nodes.iter().enumerate().any(leads);
+                prop_assert!(!leader_is_there || leader, "{named} stands in for a leader that is there");
+            }
         }
     }
 }

@@ -8,15 +8,17 @@ use std::sync::Arc;
 use drumlin_proto::ids::{QueueKey, QueueOffset, TopicName};
 use drumlin_proto::native::fetch_request::{Open, Request};
 use drumlin_proto::native::position::At;
-use drumlin_proto::native::{FetchRequest, FetchResponse, FetchedRun, Position};
+use drumlin_proto::native::status::Code;
+use drumlin_proto::native::{FetchRequest, FetchResponse, FetchedRun, Position, Status};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::Streaming;
 
 use super::{Fault, find_queue, find_topic, ok};
 use crate::broker::Context;
 use crate::queue::index::Line;
+use crate::whereabouts::Vantage;
 
 /// Fetches that one stream may have open.
 const FETCHES_MAX: usize = 4096;
@@ -27,12 +29,13 @@ const RESPONSE_BYTES_TARGET: u64 = 1 << 20;
 /// Credit that can be given; more is as good as endless.
 const CREDIT_BYTES_MAX: i64 = i64::MAX / 2;
 
-type Responses = mpsc::Sender<Result<FetchResponse, Status>>;
+type Responses = mpsc::Sender<Result<FetchResponse, tonic::Status>>;
 
 /// The reading half of a stream: opens, credits and closes fetches.
 #[derive(Debug)]
 pub(super) struct Fetches {
     context: Arc<Context>,
+    vantage: Vantage,
     responses: Responses,
     open: HashMap<u32, OpenFetch>,
     tasks: JoinSet<u32>,
@@ -52,8 +55,8 @@ fn give(credit: &watch::Sender<i64>, bytes: u64) {
 }
 
 impl Fetches {
-    pub(super) fn new(context: Arc<Context>, responses: Responses) -> Self {
-        Self { context, responses, open: HashMap::new(), tasks: JoinSet::new() }
+    pub(super) fn new(context: Arc<Context>, vantage: Vantage, responses: Responses) -> Self {
+        Self { context, vantage, responses, open: HashMap::new(), tasks: JoinSet::new() }
     }
 
     pub(super) async fn run(
@@ -93,7 +96,8 @@ impl Fetches {
         match request {
             Request::Open(open) => {
                 let fetch_id = open.fetch_id;
-                self.start(open).err().map(|fault| refusal(fetch_id, fault, None))
+                let refused = self.start(open).err();
+                refused.map(|fault| refusal(fetch_id, fault.status(&self.vantage), None))
             }
             Request::Credit(credit) => {
                 let open = self.open.get(&credit.fetch_id)?;
@@ -115,28 +119,20 @@ impl Fetches {
         if self.open.len() >= FETCHES_MAX {
             return Err(Fault::invalid(format!("{FETCHES_MAX} fetches are open already")));
         }
-        let topic = find_topic(&self.context, &open.topic)?;
-        let queue = find_queue(&self.context, &topic, open.queue_id)?;
-        let start = resolve(&self.context, queue, open.from.as_ref())?
-            .ok_or_else(|| Fault::topic_not_found(&open.topic))?;
         let (credit, given) = watch::channel(0);
         give(&credit, open.credit_bytes);
         let ended = CancellationToken::new();
-        let fetch = Fetch {
-            context: Arc::clone(&self.context),
-            responses: self.responses.clone(),
-            fetch_id: open.fetch_id,
-            topic: topic.name.clone(),
-            queue,
-            next: start,
-            credit: given,
-            used: 0,
-            start_told: false,
-        };
         let fetch_id = open.fetch_id;
         self.open.insert(fetch_id, OpenFetch { credit, ended: ended.clone() });
+        let begin = Begin {
+            context: Arc::clone(&self.context),
+            vantage: self.vantage.clone(),
+            responses: self.responses.clone(),
+            open,
+            credit: given,
+        };
         self.tasks.spawn(async move {
-            ended.run_until_cancelled(fetch.run()).await;
+            ended.run_until_cancelled(begin.run()).await;
             fetch_id
         });
         Ok(())
@@ -146,11 +142,10 @@ impl Fetches {
 /// Says where the queue begins and ends, where that is known: a reader resumes within it.
 fn refusal(
     fetch_id: u32,
-    fault: Fault,
+    status: Option<Status>,
     range: Option<(QueueOffset, QueueOffset)>,
 ) -> FetchResponse {
     let (min_offset, max_offset) = range.map_or((0, 0), |(min, end)| (min.get(), end.get()));
-    let status = fault.status();
     FetchResponse { fetch_id, status, min_offset, max_offset, ..Default::default() }
 }
 
@@ -178,10 +173,63 @@ pub(crate) fn resolve(
     Ok(Some(offset.clamp(min, end)))
 }
 
+/// A fetch that is about to begin.
+#[derive(Debug)]
+struct Begin {
+    context: Arc<Context>,
+    vantage: Vantage,
+    responses: Responses,
+    open: Open,
+    credit: watch::Receiver<i64>,
+}
+
+impl Begin {
+    async fn run(self) {
+        let Self { context, vantage, responses, open, credit } = self;
+        let found = Self::find(&context, &open).await;
+        let (topic, queue, next) = match found {
+            Ok(found) => found,
+            Err(fault) => {
+                let refused = refusal(open.fetch_id, fault.status(&vantage), None);
+                responses.send(Ok(refused)).await.ok();
+                return;
+            }
+        };
+        let fetch = Fetch {
+            context,
+            vantage,
+            responses,
+            fetch_id: open.fetch_id,
+            topic,
+            queue,
+            next,
+            credit,
+            used: 0,
+            start_told: false,
+        };
+        fetch.run().await;
+    }
+
+    /// Only a leader that has applied all that was committed before can say where a queue ends: what
+    /// a reader was given by another one is not taken back.
+    async fn find(
+        context: &Context,
+        open: &Open,
+    ) -> Result<(TopicName, QueueKey, QueueOffset), Fault> {
+        context.replica.read_barrier().await?;
+        let topic = find_topic(context, &open.topic)?;
+        let queue = find_queue(context, &topic, open.queue_id)?;
+        let start = resolve(context, queue, open.from.as_ref())?
+            .ok_or_else(|| Fault::topic_not_found(&open.topic))?;
+        Ok((topic.name.clone(), queue, start))
+    }
+}
+
 /// One queue being read.
 #[derive(Debug)]
 struct Fetch {
     context: Arc<Context>,
+    vantage: Vantage,
     responses: Responses,
     fetch_id: u32,
     topic: TopicName,
@@ -194,7 +242,22 @@ struct Fetch {
 }
 
 impl Fetch {
+    /// Until the reader goes, or this node does not lead any more.
     async fn run(mut self) {
+        let mut status = self.context.replica.raft_status();
+        // The guard must not live on; a replica that has ended serves nobody either.
+        let deposed = async move { drop(status.wait_for(|status| !status.serving).await) };
+        tokio::select! {
+            () = self.serve() => {}
+            () = deposed => {
+                let text = "this node does not lead the broker group any more";
+                let refused = Fault::new(Code::NotLeader, text).status(&self.vantage);
+                self.responses.send(Ok(refusal(self.fetch_id, refused, None))).await.ok();
+            }
+        }
+    }
+
+    async fn serve(&mut self) {
         loop {
             let used = self.used;
             if self.start_told && self.credit.wait_for(|given| *given > used).await.is_err() {
@@ -207,7 +270,8 @@ impl Fetch {
                 Ok(response) => response,
                 Err(fault) => {
                     let range = self.context.replica.queue_range(self.queue);
-                    self.responses.send(Ok(refusal(self.fetch_id, fault, range))).await.ok();
+                    let refused = refusal(self.fetch_id, fault.status(&self.vantage), range);
+                    self.responses.send(Ok(refused)).await.ok();
                     return;
                 }
             };
@@ -265,15 +329,13 @@ impl Fetch {
 
 #[cfg(test)]
 mod tests {
-    use drumlin_proto::native::status::Code;
-
     use super::*;
 
     #[test]
     fn refusal_tells_the_range_of_the_queue() {
-        let trimmed = Fault::new(Code::OffsetOutOfRange, "trimmed");
+        let trimmed = Status { code: Code::OffsetOutOfRange.into(), ..Status::default() };
         let range = (QueueOffset::new(7), QueueOffset::new(9));
-        let refused = refusal(3, trimmed, Some(range));
+        let refused = refusal(3, Some(trimmed), Some(range));
         assert_eq!((refused.fetch_id, refused.min_offset, refused.max_offset), (3, 7, 9));
         assert_eq!(refused.status.unwrap().code(), Code::OffsetOutOfRange);
     }

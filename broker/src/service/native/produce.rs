@@ -22,6 +22,7 @@ use crate::broker::Context;
 use crate::catalog::Topic;
 use crate::command::TopicType;
 use crate::replica::{Applied, Item, ProposeError};
+use crate::whereabouts::Vantage;
 
 /// For requests that name no timeout.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(3);
@@ -94,14 +95,19 @@ pub(super) struct Pending {
 #[derive(Debug)]
 pub(super) struct Accepting {
     context: Arc<Context>,
+    vantage: Vantage,
     pending: mpsc::Sender<Turn>,
     chains: Chains,
     next_queue: u16,
 }
 
 impl Accepting {
-    pub(super) fn new(context: Arc<Context>, pending: mpsc::Sender<Turn>) -> Self {
-        Self { context, pending, chains: Chains::new(), next_queue: fastrand::u16(..) }
+    pub(super) fn new(
+        context: Arc<Context>,
+        vantage: Vantage,
+        pending: mpsc::Sender<Turn>,
+    ) -> Self {
+        Self { context, vantage, pending, chains: Chains::new(), next_queue: fastrand::u16(..) }
     }
 
     /// Reads until the client ends the stream, breaks it, or the broker stops.
@@ -183,8 +189,9 @@ impl Accepting {
             Some((owner, queue)) if *owner == self.context.config.broker_group => {
                 find_queue(&self.context, topic, queue)
             }
-            Some((owner, _)) => Err(Fault::new(
-                Code::NotLeader,
+            Some((owner, _)) => Err(Fault::elsewhere(
+                owner.as_str(),
+                &self.vantage,
                 format!("broker group {owner} holds the queue of this message group"),
             )),
             None => Err(Fault::topic_not_found(topic.name.as_str())),
@@ -213,23 +220,29 @@ fn check_types(topic: &Topic, run: &Run) -> Result<(), Fault> {
 /// The answering half: ends when the reading half has ended and everything is answered.
 pub(super) fn answers(
     context: Arc<Context>,
+    vantage: Vantage,
     pending: mpsc::Receiver<Turn>,
 ) -> impl Stream<Item = Result<ProduceResponse, Status>> + Send {
-    stream::unfold((context, pending), |(context, mut pending)| async move {
+    stream::unfold((context, vantage, pending), |(context, vantage, mut pending)| async move {
         let response = match pending.recv().await? {
-            Ok(next) => Ok(answer(&context, next).await),
+            Ok(next) => Ok(answer(&context, &vantage, next).await),
             Err(end) => Err(end),
         };
-        Some((response, (context, pending)))
+        Some((response, (context, vantage, pending)))
     })
     .fuse()
 }
 
-async fn answer(context: &Context, Pending { sequence, proposed }: Pending) -> ProduceResponse {
+async fn answer(
+    context: &Context,
+    vantage: &Vantage,
+    Pending { sequence, proposed }: Pending,
+) -> ProduceResponse {
     let (accepted, outcome) = match proposed {
         Ok((accepted, outcome)) => (accepted, outcome.await),
         Err(fault) => {
-            return ProduceResponse { sequence, status: fault.status(), ..Default::default() };
+            let status = fault.status(vantage);
+            return ProduceResponse { sequence, status, ..Default::default() };
         }
     };
     let queue_id = u32::from(accepted.queue.queue.get());
@@ -250,7 +263,7 @@ async fn answer(context: &Context, Pending { sequence, proposed }: Pending) -> P
         Ok(Applied::Command(outcome)) => unreachable!("{outcome:?} came of a run"),
         Err(error) => {
             context.metrics.propose_refused(&error);
-            let status = Fault::from(error).status();
+            let status = Fault::from(error).status(vantage);
             ProduceResponse { sequence, status, queue_id, ..Default::default() }
         }
     }

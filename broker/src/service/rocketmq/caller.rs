@@ -1,17 +1,22 @@
 //! Who calls: what the request's metadata says, read once per call.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use drumlin_proto::rocketmq::{Code, Status};
+use drumlin_proto::forward::{CLIENT_TYPE, Call, FORWARDED_BY, REQUEST_TIMEOUT_MS};
+use drumlin_proto::rocketmq::{ClientType, Code, Status};
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
 use super::REPLY_MARGIN;
 use super::status::Fault;
+use crate::service::clients::Registration;
 
 const CLIENT_ID_BYTES_MAX: usize = 1024;
 /// For calls that name no timeout: what clients use by default.
 pub(super) const UNTIMED: Duration = Duration::from_secs(3);
+/// Left of a deadline for the way from the node that does a call to the one that sent it on.
+const FORWARD_MARGIN: Duration = Duration::from_millis(100);
 
 /// The client behind one call, also when another node forwarded it.
 #[derive(Clone, Debug)]
@@ -24,6 +29,13 @@ pub(super) struct Caller {
     /// For the log only.
     pub(super) request_id: String,
     pub(super) deadline: Option<Instant>,
+    /// Name of the listener that the call came in on.
+    pub(super) listener: Arc<str>,
+    /// Another broker sent it here: it is done here or not at all.
+    pub(super) forwarded: bool,
+    /// Of the client's settings, where the node that sent the call here has them.
+    pub(super) client_type: Option<ClientType>,
+    pub(super) request_timeout: Option<Duration>,
 }
 
 fn text<'a>(metadata: &'a MetadataMap, name: &str) -> &'a str {
@@ -31,7 +43,11 @@ fn text<'a>(metadata: &'a MetadataMap, name: &str) -> &'a str {
 }
 
 impl Caller {
-    pub(super) fn from_metadata(metadata: &MetadataMap, now: Instant) -> Result<Self, Fault> {
+    pub(super) fn from_metadata(
+        metadata: &MetadataMap,
+        listener: &Arc<str>,
+        now: Instant,
+    ) -> Result<Self, Fault> {
         let client_id = text(metadata, "x-mq-client-id");
         if client_id.is_empty() {
             return Err(Fault::new(Code::ClientIdRequired, "x-mq-client-id is missing"));
@@ -51,7 +67,43 @@ impl Caller {
             request_id: text(metadata, "x-mq-request-id").chars().take(64).collect(),
             deadline: timeout(text(metadata, "grpc-timeout"))
                 .and_then(|timeout| now.checked_add(timeout)),
+            listener: Arc::clone(listener),
+            forwarded: metadata.contains_key(FORWARDED_BY),
+            client_type: text(metadata, CLIENT_TYPE)
+                .parse()
+                .ok()
+                .and_then(|number: i32| ClientType::try_from(number).ok())
+                .filter(|client_type| *client_type != ClientType::Unspecified),
+            request_timeout: text(metadata, REQUEST_TIMEOUT_MS)
+                .parse()
+                .ok()
+                .map(Duration::from_millis),
         })
+    }
+
+    /// The call as `node` sends it on, with what it knows of the client.
+    pub(super) fn forward(&self, node: &str, known: Option<&Registration>) -> Call {
+        let deadline = self.deadline.map(|deadline| deadline - FORWARD_MARGIN);
+        let mut call = Call::new(MetadataMap::new(), deadline.map(Instant::into_std));
+        for (name, value) in [
+            ("x-mq-client-id", &self.client_id),
+            ("x-mq-language", &self.language),
+            ("x-mq-client-version", &self.version),
+            ("x-mq-namespace", &self.namespace),
+            ("x-mq-request-id", &self.request_id),
+        ] {
+            if !value.is_empty() {
+                call.set(name, value);
+            }
+        }
+        call.set(FORWARDED_BY, node);
+        if let Some(known) = known {
+            call.set(CLIENT_TYPE, &i32::from(known.client_type).to_string());
+            if let Some(timeout) = known.request_timeout {
+                call.set(REQUEST_TIMEOUT_MS, &timeout.as_millis().to_string());
+            }
+        }
+        call
     }
 
     /// Replaces codes that the client's SDK cannot bear: Rust 5.0.0 panics on numbers that are
@@ -118,16 +170,46 @@ mod tests {
         map
     }
 
+    fn caller(pairs: &[(&'static str, &str)], now: Instant) -> Result<Caller, Fault> {
+        Caller::from_metadata(&metadata(pairs), &"external".into(), now)
+    }
+
+    #[test]
+    fn what_is_sent_on_tells_the_leader_the_same() {
+        let now = Instant::now();
+        let pairs = [
+            ("x-mq-client-id", "c"),
+            ("x-mq-language", "GO"),
+            ("x-mq-namespace", "eu"),
+            ("grpc-timeout", "3S"),
+        ];
+        let told = caller(&pairs, now).unwrap();
+        assert!(!told.forwarded);
+        let clients = crate::service::clients::Clients::default();
+        let sighting = crate::service::clients::Sighting {
+            client_type: Some(ClientType::SimpleConsumer),
+            request_timeout: Some(Duration::from_secs(9)),
+            ..Default::default()
+        };
+        clients.register("c", sighting, now, |_| Vec::new()).unwrap();
+        let sent = told.forward("a1", clients.get("c").as_ref()).request(()).unwrap();
+        let heard = Caller::from_metadata(sent.metadata(), &"internal".into(), now).unwrap();
+        assert!(heard.forwarded);
+        assert_eq!((&*heard.client_id, &*heard.language, &*heard.namespace), ("c", "GO", "eu"));
+        assert_eq!(heard.client_type, Some(ClientType::SimpleConsumer));
+        assert_eq!(heard.request_timeout, Some(Duration::from_secs(9)));
+        assert!(heard.remaining(now).unwrap() < Duration::from_secs(3), "time for the way back");
+    }
+
     #[test]
     fn client_id_is_required() {
         let now = Instant::now();
         for pairs in [&[][..], &[("x-mq-client-id", "  ")][..]] {
-            let fault = Caller::from_metadata(&metadata(pairs), now).unwrap_err();
+            let fault = caller(pairs, now).unwrap_err();
             assert_eq!(fault.code, Code::ClientIdRequired);
         }
         let long = "c".repeat(CLIENT_ID_BYTES_MAX + 1);
-        let fault =
-            Caller::from_metadata(&metadata(&[("x-mq-client-id", &long)]), now).unwrap_err();
+        let fault = caller(&[("x-mq-client-id", &long)], now).unwrap_err();
         assert_eq!(fault.code, Code::ClientIdRequired);
     }
 
@@ -156,7 +238,7 @@ mod tests {
     fn deadline_comes_from_the_timeout() {
         let now = Instant::now();
         let pairs = [("x-mq-client-id", "c"), ("grpc-timeout", "3S")];
-        let caller = Caller::from_metadata(&metadata(&pairs), now).unwrap();
+        let caller = caller(&pairs, now).unwrap();
         assert_eq!(caller.remaining(now), Some(Duration::from_secs(3)));
         assert_eq!(caller.remaining(now + Duration::from_secs(4)), Some(Duration::ZERO));
     }
@@ -166,7 +248,7 @@ mod tests {
         let now = Instant::now();
         let answer_in_ms = |timeout: Option<&str>| {
             let pairs = [("x-mq-client-id", "c"), ("grpc-timeout", timeout.unwrap_or(""))];
-            let caller = Caller::from_metadata(&metadata(&pairs), now).unwrap();
+            let caller = caller(&pairs, now).unwrap();
             caller.answer_by(now).duration_since(now).as_millis()
         };
         assert_eq!(answer_in_ms(Some("3S")), 2500);
@@ -181,8 +263,8 @@ mod tests {
         let pairs = |version| {
             [("x-mq-client-id", "c"), ("x-mq-language", "RUST"), ("x-mq-client-version", version)]
         };
-        let old = Caller::from_metadata(&metadata(&pairs("5.0.0")), Instant::now()).unwrap();
-        let new = Caller::from_metadata(&metadata(&pairs("5.1.0")), Instant::now()).unwrap();
+        let old = caller(&pairs("5.0.0"), Instant::now()).unwrap();
+        let new = caller(&pairs("5.1.0"), Instant::now()).unwrap();
         for (code, told) in [
             (Code::MessageBodyEmpty, Code::MessageCorrupted),
             (Code::IllegalOffset, Code::BadRequest),

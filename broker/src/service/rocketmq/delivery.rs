@@ -109,7 +109,7 @@ enum StreamState {
 
 /// Status, messages, delivery timestamp, in this order.
 #[derive(Debug)]
-pub struct ReceiveStream {
+pub(super) struct ReceiveStream {
     edge: Arc<Edge>,
     state: StreamState,
 }

@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use drumlin_proto::forward::acks;
 use drumlin_proto::ids::{GroupName, QueueKey, QueueOffset, TopicName};
+use drumlin_proto::rocketmq::messaging_service_client::MessagingServiceClient;
 use drumlin_proto::rocketmq::{
     AckMessageEntry, AckMessageRequest, AckMessageResponse, AckMessageResultEntry,
     ChangeInvisibleDurationRequest, ChangeInvisibleDurationResponse, Code, Status,
 };
+use drumlin_proto::route::broker_group_of_handle;
 use futures::future::join_all;
+use tonic::transport::Channel;
 
 use super::caller::Caller;
 use super::handle::Handle;
@@ -21,6 +25,13 @@ use crate::replica::{Applied, Item};
 const ENTRIES_MAX: usize = 256;
 
 impl Edge {
+    /// The broker group that gave a handle; this node's where it does not tell of a known one.
+    fn owner_of_handle(&self, handle: &str) -> String {
+        let named = broker_group_of_handle(handle).map(|name| name.to_string());
+        let known = named.filter(|name| self.whereabouts.knows(name));
+        known.unwrap_or_else(|| self.context.config.broker_group.to_string())
+    }
+
     /// What a handle names, if it was given to this group for this topic.
     fn delivery(
         &self,
@@ -60,17 +71,86 @@ pub(super) async fn ack(
         let text = format!("{entry_count} entries, {ENTRIES_MAX} are allowed");
         return Err(Fault::new(Code::BadRequest, text));
     }
-    edge.serving(&caller).await?;
+    let own = edge.context.config.broker_group.as_str();
+    let parts = acks::parts(&request, |handle| edge.owner_of_handle(handle));
+    if parts.len() > 1 {
+        return Ok(ack_in_parts(edge, &caller, &request, parts).await);
+    }
+    let owner = parts.into_keys().next().unwrap_or_else(|| own.to_owned());
+    if edge.is_done_here(&caller, &owner).await? {
+        return Ok(ack_here(edge, &caller, &group, &topic, request).await);
+    }
+    carry_acks(edge, &caller, &owner, request).await
+}
+
+/// Acknowledges entries at their owners.
+async fn ack_in_parts(
+    edge: &Arc<Edge>,
+    caller: &Caller,
+    request: &AckMessageRequest,
+    parts: BTreeMap<String, Vec<usize>>,
+) -> AckMessageResponse {
+    let answers = parts.into_iter().map(|(owner, places)| async move {
+        let part = acks::part(request, &places);
+        let answer = Box::pin(ack_at(edge, caller, &owner, part)).await;
+        (places, answer)
+    });
+    acks::merge(request, join_all(answers).await)
+}
+
+async fn ack_at(
+    edge: &Arc<Edge>,
+    caller: &Caller,
+    owner: &str,
+    part: AckMessageRequest,
+) -> AckMessageResponse {
+    let answer = match edge.is_done_here(caller, owner).await {
+        Ok(true) => {
+            let group = validate::group_name(part.group.as_ref(), &caller.namespace);
+            let topic = validate::topic_name(part.topic.as_ref(), &caller.namespace);
+            match (group, topic) {
+                (Ok(group), Ok(topic)) => Ok(ack_here(edge, caller, &group, &topic, part).await),
+                (Err(fault), _) | (_, Err(fault)) => Err(fault),
+            }
+        }
+        Ok(false) => carry_acks(edge, caller, owner, part).await,
+        Err(fault) => Err(fault),
+    };
+    answer.unwrap_or_else(|fault| AckMessageResponse {
+        status: Some(fault.status()),
+        entries: Vec::new(),
+    })
+}
+
+async fn carry_acks(
+    edge: &Edge,
+    caller: &Caller,
+    owner: &str,
+    request: AckMessageRequest,
+) -> Result<AckMessageResponse, Fault> {
+    let send = |mut leader: MessagingServiceClient<Channel>, request| async move {
+        leader.ack_message(request).await
+    };
+    edge.carry(caller, owner, request, send).await
+}
+
+async fn ack_here(
+    edge: &Arc<Edge>,
+    caller: &Caller,
+    group: &GroupName,
+    topic: &TopicName,
+    request: AckMessageRequest,
+) -> AckMessageResponse {
     let decoded: Vec<Result<Handle, Fault>> = request
         .entries
         .iter()
-        .map(|entry| edge.delivery(&entry.receipt_handle, &group, &topic))
+        .map(|entry| edge.delivery(&entry.receipt_handle, group, topic))
         .collect();
-    let statuses = finish(edge, &caller, decoded).await;
+    let statuses = finish(edge, caller, decoded).await;
     let entries: Vec<AckMessageResultEntry> =
         request.entries.into_iter().zip(statuses).map(acknowledged).collect();
     let status = overall(entries.iter().filter_map(|entry| entry.status.as_ref()));
-    Ok(AckMessageResponse { status, entries })
+    AckMessageResponse { status, entries }
 }
 
 fn acknowledged((entry, status): (AckMessageEntry, Status)) -> AckMessageResultEntry {
@@ -172,7 +252,13 @@ pub(super) async fn change(
     if request.suspend() {
         return Err(Fault::not_supported("suspended deliveries"));
     }
-    edge.serving(&caller).await?;
+    let owner = edge.owner_of_handle(&request.receipt_handle);
+    if !edge.is_done_here(&caller, &owner).await? {
+        let send = |mut leader: MessagingServiceClient<Channel>, request| async move {
+            leader.change_invisible_duration(request).await
+        };
+        return edge.carry(&caller, &owner, request, send).await;
+    }
     let handle = edge.delivery(&request.receipt_handle, &group, &topic)?;
     let command = Command::ChangeLease {
         group: handle.group,

@@ -10,7 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::caller::Caller;
-use super::delivery::ReceiveStream;
+use super::receive::Frames;
 use super::status::Fault;
 use super::{Service, lease, presence, receive, route, send, telemetry};
 use tokio::time::Instant;
@@ -19,7 +19,7 @@ type Reply<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl MessagingService for Service {
-    type ReceiveMessageStream = ReceiveStream;
+    type ReceiveMessageStream = Frames;
     type PullMessageStream = Iter<array::IntoIter<Result<PullMessageResponse, Status>, 2>>;
     type TelemetryStream = ReceiverStream<Result<TelemetryCommand, Status>>;
 
@@ -28,7 +28,7 @@ impl MessagingService for Service {
         request: Request<pb::QueryRouteRequest>,
     ) -> Reply<pb::QueryRouteResponse> {
         let work = |caller, request| route::query_route(self, caller, request);
-        Ok(Response::new(self.edge.call("QueryRoute", request, work).await))
+        Ok(self.call("QueryRoute", request, work).await)
     }
 
     async fn query_assignment(
@@ -36,7 +36,7 @@ impl MessagingService for Service {
         request: Request<pb::QueryAssignmentRequest>,
     ) -> Reply<pb::QueryAssignmentResponse> {
         let work = |caller, request| route::query_assignment(self, caller, request);
-        Ok(Response::new(self.edge.call("QueryAssignment", request, work).await))
+        Ok(self.call("QueryAssignment", request, work).await)
     }
 
     async fn heartbeat(
@@ -44,7 +44,7 @@ impl MessagingService for Service {
         request: Request<pb::HeartbeatRequest>,
     ) -> Reply<pb::HeartbeatResponse> {
         let work = |caller, request| presence::heartbeat(&self.edge, caller, request);
-        Ok(Response::new(self.edge.call("Heartbeat", request, work).await))
+        Ok(self.call("Heartbeat", request, work).await)
     }
 
     async fn notify_client_termination(
@@ -52,7 +52,7 @@ impl MessagingService for Service {
         request: Request<pb::NotifyClientTerminationRequest>,
     ) -> Reply<pb::NotifyClientTerminationResponse> {
         let work = |caller, request| presence::terminate(&self.edge, caller, request);
-        Ok(Response::new(self.edge.call("NotifyClientTermination", request, work).await))
+        Ok(self.call("NotifyClientTermination", request, work).await)
     }
 
     async fn send_message(
@@ -60,15 +60,14 @@ impl MessagingService for Service {
         request: Request<pb::SendMessageRequest>,
     ) -> Reply<pb::SendMessageResponse> {
         let work = |caller, request| send::send(&self.edge, caller, request);
-        Ok(Response::new(self.edge.call("SendMessage", request, work).await))
+        Ok(self.call("SendMessage", request, work).await)
     }
 
     async fn receive_message(
         &self,
         request: Request<pb::ReceiveMessageRequest>,
     ) -> Reply<Self::ReceiveMessageStream> {
-        let store_host = self.advertised.to_string();
-        Ok(Response::new(receive::open(&self.edge, store_host, request)))
+        Ok(receive::open(self, request).await)
     }
 
     async fn ack_message(
@@ -76,7 +75,7 @@ impl MessagingService for Service {
         request: Request<pb::AckMessageRequest>,
     ) -> Reply<pb::AckMessageResponse> {
         let work = |caller, request| lease::ack(&self.edge, caller, request);
-        Ok(Response::new(self.edge.call("AckMessage", request, work).await))
+        Ok(self.call("AckMessage", request, work).await)
     }
 
     async fn change_invisible_duration(
@@ -85,20 +84,20 @@ impl MessagingService for Service {
     ) -> Reply<pb::ChangeInvisibleDurationResponse> {
         let handle = request.get_ref().receipt_handle.clone();
         let work = |caller, request| lease::change(&self.edge, caller, request);
-        let mut answer: pb::ChangeInvisibleDurationResponse =
-            self.edge.call("ChangeInvisibleDuration", request, work).await;
+        let mut answer: Response<pb::ChangeInvisibleDurationResponse> =
+            self.call("ChangeInvisibleDuration", request, work).await;
         // Clients take over what they are sent, also from an error.
-        if answer.receipt_handle.is_empty() {
-            answer.receipt_handle = handle;
+        if answer.get_ref().receipt_handle.is_empty() {
+            answer.get_mut().receipt_handle = handle;
         }
-        Ok(Response::new(answer))
+        Ok(answer)
     }
 
     async fn telemetry(
         &self,
         request: Request<Streaming<TelemetryCommand>>,
     ) -> Reply<Self::TelemetryStream> {
-        Ok(Response::new(telemetry::open(&self.edge, request)))
+        Ok(Response::new(telemetry::open(&self.edge, &self.listener, request)))
     }
 
     async fn end_transaction(
@@ -112,7 +111,7 @@ impl MessagingService for Service {
             }
             Err(Fault::not_supported("transactions"))
         };
-        Ok(Response::new(self.edge.call("EndTransaction", request, work).await))
+        Ok(self.call("EndTransaction", request, work).await)
     }
 
     async fn forward_message_to_dead_letter_queue(
@@ -120,7 +119,7 @@ impl MessagingService for Service {
         request: Request<pb::ForwardMessageToDeadLetterQueueRequest>,
     ) -> Reply<pb::ForwardMessageToDeadLetterQueueResponse> {
         let work = async |_, _| Err(Fault::not_supported("dead-letter queues"));
-        Ok(Response::new(self.edge.call("ForwardMessageToDeadLetterQueue", request, work).await))
+        Ok(self.call("ForwardMessageToDeadLetterQueue", request, work).await)
     }
 
     async fn recall_message(
@@ -128,7 +127,7 @@ impl MessagingService for Service {
         request: Request<pb::RecallMessageRequest>,
     ) -> Reply<pb::RecallMessageResponse> {
         let work = async |_, _| Err(Fault::not_supported("delayed messages"));
-        Ok(Response::new(self.edge.call("RecallMessage", request, work).await))
+        Ok(self.call("RecallMessage", request, work).await)
     }
 
     async fn sync_lite_subscription(
@@ -136,7 +135,7 @@ impl MessagingService for Service {
         request: Request<pb::SyncLiteSubscriptionRequest>,
     ) -> Reply<pb::SyncLiteSubscriptionResponse> {
         let work = async |_, _| Err(Fault::not_supported("lite topics"));
-        Ok(Response::new(self.edge.call("SyncLiteSubscription", request, work).await))
+        Ok(self.call("SyncLiteSubscription", request, work).await)
     }
 
     async fn pull_message(
@@ -144,7 +143,7 @@ impl MessagingService for Service {
         request: Request<pb::PullMessageRequest>,
     ) -> Reply<Self::PullMessageStream> {
         let started = Instant::now();
-        let caller = Caller::from_metadata(request.metadata(), started);
+        let caller = Caller::from_metadata(request.metadata(), &self.listener, started);
         let fault = caller.as_ref().err().cloned();
         let fault = fault.unwrap_or_else(|| Fault::not_supported("reads by offset over this API"));
         self.edge.note("PullMessage", caller.as_ref().ok(), fault.code, started);
@@ -161,7 +160,7 @@ impl MessagingService for Service {
         request: Request<pb::UpdateOffsetRequest>,
     ) -> Reply<pb::UpdateOffsetResponse> {
         let work = async |_, _| Err(Fault::not_supported("offset commits over this API"));
-        Ok(Response::new(self.edge.call("UpdateOffset", request, work).await))
+        Ok(self.call("UpdateOffset", request, work).await)
     }
 
     async fn get_offset(
@@ -169,7 +168,7 @@ impl MessagingService for Service {
         request: Request<pb::GetOffsetRequest>,
     ) -> Reply<pb::GetOffsetResponse> {
         let work = async |_, _| Err(Fault::not_supported("offset queries over this API"));
-        Ok(Response::new(self.edge.call("GetOffset", request, work).await))
+        Ok(self.call("GetOffset", request, work).await)
     }
 
     async fn query_offset(
@@ -177,6 +176,6 @@ impl MessagingService for Service {
         request: Request<pb::QueryOffsetRequest>,
     ) -> Reply<pb::QueryOffsetResponse> {
         let work = async |_, _| Err(Fault::not_supported("offset queries over this API"));
-        Ok(Response::new(self.edge.call("QueryOffset", request, work).await))
+        Ok(self.call("QueryOffset", request, work).await)
     }
 }

@@ -8,22 +8,28 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
+use drumlin_proto::forward::{Forwarder, NOT_LED};
 use drumlin_proto::native;
+use drumlin_proto::native::forwarding_server::ForwardingServer;
 use drumlin_proto::rocketmq::admin_server::AdminServer;
 use drumlin_proto::rocketmq::messaging_service_server::MessagingServiceServer;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::Request;
+use tonic::metadata::MetadataValue;
+use tonic::{Request, Response};
 
 use crate::broker::Context;
 use crate::metrics::labels::Processor;
 use crate::replica::{Applied, Item, ProposeError, Replica};
 use crate::service::clients::Clients;
+use crate::whereabouts::Whereabouts;
 
 mod admin;
+mod alive;
 mod caller;
+mod carry;
 mod delivery;
 mod handle;
 mod lease;
@@ -72,13 +78,19 @@ pub struct Edge {
     /// Queue that the next message without a message group goes to, over all topics.
     next_queue: AtomicU32,
     unsent: Unsent,
+    whereabouts: Whereabouts,
+    forwarder: Forwarder,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Edge {
-    /// Starts the tasks that renew leases; they run until `stop`.
-    pub fn start(context: Arc<Context>, stop: CancellationToken) -> Arc<Self> {
+    /// Starts the tasks that renew leases and tell leaders which clients live; they run until `stop`.
+    pub fn start(
+        context: Arc<Context>,
+        whereabouts: Whereabouts,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
         let edge = Arc::new(Self {
             context,
             clients: Clients::default(),
@@ -87,21 +99,31 @@ impl Edge {
             scans: Semaphore::new(SCANS_MAX),
             next_queue: AtomicU32::new(0),
             unsent: Unsent::default(),
+            whereabouts,
+            forwarder: Forwarder::default(),
             tasks: TaskTracker::new(),
             stop,
         });
         edge.tasks.spawn(renew::renew_while_alive(edge.clone()));
         edge.tasks.spawn(unsent::give_back_all(edge.clone()));
+        edge.tasks.spawn(alive::tell_leaders(edge.clone()));
         edge
     }
 
-    /// The service of one listener, which names `advertised` in routes.
+    /// The service of the listener of this name, which clients reach at `advertised`.
     pub fn messaging(
         self: &Arc<Self>,
+        listener: &str,
         advertised: native::Address,
     ) -> MessagingServiceServer<Service> {
-        let service = Service { edge: self.clone(), advertised };
+        let service = Service { edge: self.clone(), listener: listener.into(), advertised };
         MessagingServiceServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX)
+    }
+
+    /// What other brokers tell of clients whose calls they send here.
+    pub fn forwarding(self: &Arc<Self>) -> ForwardingServer<alive::Forwarding> {
+        let service = alive::Forwarding::new(self.clone());
+        ForwardingServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX)
     }
 
     /// RocketMQ's own administration, which is not built yet.
@@ -124,22 +146,6 @@ impl Edge {
         &self.context.replica
     }
 
-    /// Holds a call while the broker group elects, within its deadline.
-    async fn serving(&self, caller: &Caller) -> Result<(), Fault> {
-        let mut status = self.replica().raft_status();
-        if status.borrow().serving {
-            return Ok(());
-        }
-        let now = Instant::now();
-        let left = caller.remaining(now).map(|left| left.saturating_sub(REPLY_MARGIN));
-        let until = now + left.unwrap_or(ELECTION_WAIT).min(ELECTION_WAIT);
-        match timeout_at(until, status.wait_for(|status| status.serving)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) => Err(Fault::new(Code::HaNotAvailable, "the broker is stopping")),
-            Err(_) => Err(Fault::new(Code::HaNotAvailable, "the broker group has no leader here")),
-        }
-    }
-
     /// Proposes at once, in the order of the calls, and waits for the outcome until the caller must
     /// be answered.
     fn decided(
@@ -155,16 +161,18 @@ impl Edge {
     /// Runs one unary call: metadata first, then the work; every fault becomes a status.
     async fn call<Q, A: Answer, F>(
         self: &Arc<Self>,
+        listener: &Arc<str>,
         rpc: &'static str,
         request: Request<Q>,
         work: impl FnOnce(Arc<Caller>, Q) -> F,
-    ) -> A
+    ) -> Response<A>
     where
         F: Future<Output = Result<A, Fault>>,
     {
         let started = Instant::now();
         let _working = self.context.metrics.in_progress(Processor::of_call(rpc));
-        let caller = Caller::from_metadata(request.metadata(), started).map(Arc::new);
+        let caller = Caller::from_metadata(request.metadata(), listener, started).map(Arc::new);
+        let mut not_led = false;
         let mut answer = match &caller {
             Ok(caller) => {
                 self.clients.touch(&caller.client_id, started);
@@ -173,6 +181,7 @@ impl Edge {
             Err(fault) => Err(fault.clone()),
         }
         .unwrap_or_else(|fault| {
+            not_led = fault.not_led;
             let mut answer = A::default();
             *answer.status_mut() = Some(fault.status());
             answer
@@ -185,7 +194,7 @@ impl Edge {
             (status, _) => status.as_ref().map_or(Code::Unspecified, |status| status.code()),
         };
         self.note(rpc, caller.as_deref().ok(), code, started);
-        answer
+        told(answer, not_led)
     }
 
     /// One line and one sample per call.
@@ -207,10 +216,34 @@ impl Edge {
     }
 }
 
+/// An answer, and for whoever sent the call on whether it is to be sent elsewhere.
+pub(crate) fn told<A>(answer: A, not_led: bool) -> Response<A> {
+    let mut response = Response::new(answer);
+    if not_led {
+        response.metadata_mut().insert(NOT_LED, MetadataValue::from_static("1"));
+    }
+    response
+}
+
 /// One listener's service.
 #[derive(Clone, Debug)]
 pub struct Service {
     edge: Arc<Edge>,
+    listener: Arc<str>,
     /// Where clients of this listener reach this broker.
     advertised: native::Address,
+}
+
+impl Service {
+    async fn call<Q, A: Answer, F>(
+        &self,
+        rpc: &'static str,
+        request: Request<Q>,
+        work: impl FnOnce(Arc<Caller>, Q) -> F,
+    ) -> Response<A>
+    where
+        F: Future<Output = Result<A, Fault>>,
+    {
+        self.edge.call(&self.listener, rpc, request, work).await
+    }
 }

@@ -1,12 +1,15 @@
 //! Heartbeat and NotifyClientTermination: clients stay, clients leave.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use drumlin_proto::rocketmq::messaging_service_client::MessagingServiceClient;
 use drumlin_proto::rocketmq::{
     ClientType, Code, HeartbeatRequest, HeartbeatResponse, NotifyClientTerminationRequest,
     NotifyClientTerminationResponse,
 };
 use tokio::time::Instant;
+use tonic::transport::Channel;
 
 use super::caller::Caller;
 use super::renew::GIVEN_BACK_MS;
@@ -16,6 +19,9 @@ use crate::command::Command;
 use crate::metrics::labels::Connected;
 use crate::replica::{Item, ProposeError};
 use crate::service::clients::{Registration, Sighting, client_key};
+
+/// How long leaders may take to hear of a client that leaves.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
 
 /// Label of a language; clients choose their text, the metric's values are known ones.
 fn language_label(language: &str) -> &'static str {
@@ -74,6 +80,34 @@ pub(super) async fn heartbeat(
     Ok(HeartbeatResponse { status: Some(ok()) })
 }
 
+/// Tells the leaders that may hold leases of a client. One that cannot be told finds out by silence.
+async fn tell_leaders(
+    edge: &Edge,
+    caller: &Caller,
+    known: &Registration,
+    request: &NotifyClientTerminationRequest,
+) {
+    let hasty = Caller {
+        deadline: Some(
+            caller
+                .deadline
+                .unwrap_or(Instant::now() + TOLD_WITHIN)
+                .min(Instant::now() + TOLD_WITHIN),
+        ),
+        ..caller.clone()
+    };
+    for broker_group in &known.forwarded_to {
+        let send = |mut leader: MessagingServiceClient<Channel>, request| async move {
+            leader.notify_client_termination(request).await
+        };
+        let told: Result<NotifyClientTerminationResponse, Fault> =
+            edge.carry(&hasty, broker_group, request.clone(), send).await;
+        if let Err(fault) = told {
+            tracing::debug!(broker_group, reason = fault.text, "the leader was not told");
+        }
+    }
+}
+
 /// Forgets the client and gives its renewed leases back soon. Its Telemetry stream may end before
 /// or after this call.
 pub(super) async fn terminate(
@@ -88,6 +122,12 @@ pub(super) async fn terminate(
         let text = "the client is not known here";
         return Err(Fault::new(Code::UnrecognizedClientType, text));
     };
+    if !caller.forwarded {
+        tell_leaders(edge, &caller, &known, &request).await;
+    }
+    if edge.led_here().is_err() {
+        return Ok(NotifyClientTerminationResponse { status: Some(ok()) });
+    }
     let mut groups = known.groups;
     groups.extend(group);
     let ids: Vec<_> = {

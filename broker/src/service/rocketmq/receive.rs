@@ -3,22 +3,30 @@
 //! A poll runs in a task of its own, so that a lease that was proposed is never forgotten half way;
 //! the stream that the client reads gives back what it did not take.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use drumlin_proto::ids::{GroupName, QueueKey};
-use drumlin_proto::rocketmq::{ClientType, Code, ReceiveMessageRequest, Resource, Status};
+use drumlin_proto::rocketmq::messaging_service_client::MessagingServiceClient;
+use drumlin_proto::rocketmq::receive_message_response::Content;
+use drumlin_proto::rocketmq::{
+    ClientType, Code, ReceiveMessageRequest, ReceiveMessageResponse, Resource, Status,
+};
+use futures::Stream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tonic::Request;
+use tonic::transport::Channel;
+use tonic::{Request, Response};
 
 use super::caller::{Caller, UNTIMED};
+use super::carry::relayed;
 use super::delivery::{Delivery, Leased, PollEnd, ReceiveStream};
 use super::plan::{Proposed, Want, next_due_in_ms};
 use super::settings::{POLL_MAX, RECEIVE_BATCH_MAX};
 use super::status::{Fault, ok};
-use super::{Edge, REPLY_MARGIN, validate};
+use super::{Edge, REPLY_MARGIN, Service, told, validate};
 use crate::catalog::Topic;
 use crate::command::{Command, Granted, GroupId, GroupStart, LeaseId, Outcome, Refusal};
 use crate::filter::TagFilter;
@@ -122,10 +130,12 @@ impl Edge {
                 .ok_or_else(|| Fault::new(Code::IllegalPollingTime, "the polling time is negative"))
         });
         let known = self.clients.get(&caller.client_id);
-        let request_timeout =
-            known.and_then(|client| client.request_timeout).unwrap_or(REQUEST_TIMEOUT);
+        let request_timeout = caller
+            .request_timeout
+            .or_else(|| known.and_then(|client| client.request_timeout))
+            .unwrap_or(REQUEST_TIMEOUT);
         let wait = poll_time(asked.transpose()?, caller.remaining(now), request_timeout);
-        self.serving(caller).await?;
+        self.led_here()?;
         let topic = self.topic(&topic_name)?;
         let queues: Vec<QueueKey> = topic.queues(broker_group).collect();
         if queues.is_empty() {
@@ -408,28 +418,71 @@ impl Round {
     }
 }
 
-/// Runs a poll in a task and answers with the stream of its frames.
-pub(super) fn open(
-    edge: &Arc<Edge>,
-    store_host: String,
+/// What the client reads of a poll.
+pub(super) type Frames =
+    Pin<Box<dyn Stream<Item = Result<ReceiveMessageResponse, tonic::Status>> + Send>>;
+
+/// Answers with the stream of a poll's frames: of one that runs in a task here, or at the leader.
+pub(super) async fn open(
+    service: &Service,
     request: Request<ReceiveMessageRequest>,
-) -> ReceiveStream {
-    let started = Instant::now();
-    let caller = Caller::from_metadata(request.metadata(), started);
+) -> Response<Frames> {
+    let (edge, started) = (&service.edge, Instant::now());
+    let caller = Caller::from_metadata(request.metadata(), &service.listener, started);
+    let request = request.into_inner();
+    let Ok(caller) = caller else { return here(service, caller, request, started) };
+    let broker_group = edge.polled(&request);
+    match edge.is_done_here(&caller, &broker_group).await {
+        Ok(true) => return here(service, Ok(caller), request, started),
+        Ok(false) => {}
+        Err(fault) => return refused(edge, &caller, &fault, started),
+    }
+    edge.clients.touch(&caller.client_id, started);
+    edge.note_polled_elsewhere(&caller, &request, &broker_group);
+    let send = |mut leader: MessagingServiceClient<Channel>, request| async move {
+        leader.receive_message(request).await
+    };
+    match edge.carry(&caller, &broker_group, request, send).await {
+        Ok(frames) => {
+            edge.note("ReceiveMessage", Some(&caller), Code::Ok, started);
+            Response::new(Box::pin(relayed(edge, broker_group, frames)))
+        }
+        Err(fault) => refused(edge, &caller, &fault, started),
+    }
+}
+
+/// A poll that ends before it began.
+fn refused(edge: &Edge, caller: &Caller, fault: &Fault, started: Instant) -> Response<Frames> {
+    let mut status = fault.status();
+    caller.bearable(&mut status);
+    edge.note("ReceiveMessage", Some(caller), status.code(), started);
+    let now_ms = i64::try_from(edge.replica().clock_ms()).unwrap_or(i64::MAX);
+    let frame = |content| Ok(ReceiveMessageResponse { content: Some(content) });
+    let end = Content::DeliveryTimestamp(validate::timestamp(now_ms));
+    let frames = [frame(Content::Status(status)), frame(end)];
+    told(Box::pin(futures::stream::iter(frames)) as Frames, fault.not_led)
+}
+
+fn here(
+    service: &Service,
+    caller: Result<Caller, Fault>,
+    request: ReceiveMessageRequest,
+    started: Instant,
+) -> Response<Frames> {
     let (sender, receiver) = oneshot::channel();
-    let task = edge.clone();
-    edge.tasks.spawn(async move {
+    let (task, store_host) = (service.edge.clone(), service.advertised.to_string());
+    service.edge.tasks.spawn(async move {
         let _working = task.context.metrics.in_progress(Processor::Pull);
         let end = match &caller {
             Ok(caller) => {
                 task.clients.touch(&caller.client_id, started);
-                run(&task, caller, request.into_inner(), store_host, sender).await
+                run(&task, caller, request, store_host, sender).await
             }
             Err(fault) => finish(sender, fault.status(), None),
         };
         task.note("ReceiveMessage", caller.as_ref().ok(), end, started);
     });
-    ReceiveStream::new(edge.clone(), receiver)
+    Response::new(Box::pin(ReceiveStream::new(service.edge.clone(), receiver)))
 }
 
 async fn run(
@@ -491,14 +544,48 @@ impl Edge {
         request: &ReceiveMessageRequest,
         poll: &PollRequest,
     ) -> Result<(), Fault> {
+        self.note_group(caller, request, poll.group.clone())
+    }
+
+    fn note_group(
+        &self,
+        caller: &Caller,
+        request: &ReceiveMessageRequest,
+        group: GroupName,
+    ) -> Result<(), Fault> {
         let known = self.clients.get(&caller.client_id).is_some();
-        let client_type = match (known, request.auto_renew) {
+        let client_type = caller.client_type.or(match (known, request.auto_renew) {
             (true, _) => None,
             (false, true) => Some(ClientType::PushConsumer),
             (false, false) => Some(ClientType::SimpleConsumer),
-        };
-        let group = Some(poll.group.clone());
-        self.register(caller, Sighting { client_type, group, ..Sighting::default() })
+        });
+        let request_timeout = caller.request_timeout;
+        self.register(caller, Sighting { client_type, group: Some(group), request_timeout })
+    }
+
+    /// The broker group that a poll asks; this node's where the one it names is not known.
+    fn polled(&self, request: &ReceiveMessageRequest) -> String {
+        let broker = request.message_queue.as_ref().and_then(|queue| queue.broker.as_ref());
+        let named = broker.map(|broker| &broker.name).filter(|name| self.whereabouts.knows(name));
+        named.cloned().unwrap_or_else(|| self.context.config.broker_group.to_string())
+    }
+
+    /// Whoever leads the broker group is told that the client is alive. What is wrong with the
+    /// request is the leader's to say.
+    fn note_polled_elsewhere(
+        &self,
+        caller: &Caller,
+        request: &ReceiveMessageRequest,
+        broker_group: &str,
+    ) {
+        let group = validate::group_name(request.group.as_ref(), &caller.namespace);
+        let noted = group.and_then(|group| self.note_group(caller, request, group));
+        match noted {
+            Ok(()) => self.clients.note_forwarded(&caller.client_id, broker_group),
+            Err(fault) => {
+                tracing::debug!(reason = fault.text, client = caller.client_id, "not registered");
+            }
+        }
     }
 }
 

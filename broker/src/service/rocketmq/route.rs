@@ -1,9 +1,11 @@
 //! QueryRoute and QueryAssignment: where the queues of a topic are. A query may create the topic.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use drumlin_proto::forward::administration;
 use drumlin_proto::ids::TopicName;
-use drumlin_proto::native::{QueueRoute, TopicRoute, TopicType as WireType};
+use drumlin_proto::native;
 use drumlin_proto::rocketmq::{
     Code, QueryAssignmentRequest, QueryAssignmentResponse, QueryRouteRequest, QueryRouteResponse,
 };
@@ -15,19 +17,14 @@ use super::status::{Fault, ok};
 use super::{Edge, Service, validate};
 use crate::catalog::Topic;
 use crate::command::{Command, Refusal, TopicType};
+use crate::registration::wire_topic;
 use crate::replica::{Item, ProposeError};
 use crate::service::creations::PER_SECOND_MAX;
 
 /// Queues of a topic that is created on first use.
 const AUTO_QUEUES: u16 = 8;
-
-fn wire_type(kind: TopicType) -> WireType {
-    match kind {
-        TopicType::Normal => WireType::Normal,
-        TopicType::Fifo => WireType::Fifo,
-        TopicType::Mixed => WireType::Mixed,
-    }
-}
+/// How long a topic that the catalog group created may take to get here.
+const APPLY_WAIT: Duration = Duration::from_secs(1);
 
 impl Edge {
     pub(super) fn topic(&self, name: &TopicName) -> Result<Arc<Topic>, Fault> {
@@ -36,19 +33,107 @@ impl Edge {
         topic.ok_or_else(|| Fault::topic_not_found(name.as_str()))
     }
 
+    /// The definition of a topic, also where this node has not applied it yet; created if that is
+    /// allowed.
+    async fn definition(
+        &self,
+        name: &TopicName,
+        caller: &Caller,
+        may_create: bool,
+    ) -> Result<native::Topic, Fault> {
+        if let Ok(topic) = self.topic(name) {
+            return Ok(wire_topic(&topic));
+        }
+        let config = &self.context.config;
+        let may_create = may_create && config.auto_create_topics && !name.is_derived();
+        let catalog_group = config.catalog_group.as_str();
+        if self.is_done_here(caller, catalog_group).await? {
+            let topic = self.topic_or_create(name, caller, may_create).await?;
+            return Ok(wire_topic(&topic));
+        }
+        let topic = self.ask_catalog(name, caller, may_create).await?;
+        let own = config.broker_group.as_str();
+        if topic.shares.iter().any(|share| share.broker_group == own) {
+            self.until_applied(name).await;
+        }
+        Ok(topic)
+    }
+
+    /// Asks the leader of the catalog group.
+    async fn ask_catalog(
+        &self,
+        name: &TopicName,
+        caller: &Caller,
+        may_create: bool,
+    ) -> Result<native::Topic, Fault> {
+        let catalog_group = self.context.config.catalog_group.as_str();
+        let (status, topic) = if may_create {
+            let request = native::CreateTopicRequest {
+                name: name.to_string(),
+                queue_count: u32::from(AUTO_QUEUES),
+                r#type: native::TopicType::Mixed.into(),
+                broker_groups: Vec::new(),
+                auto: true,
+            };
+            let send = |channel, request| async move {
+                administration(channel).create_topic(request).await
+            };
+            let answer = self.carry_to(caller, catalog_group, request, send).await?;
+            (answer.status, answer.topic)
+        } else {
+            let request = native::DescribeTopicRequest { name: name.to_string() };
+            let send = |channel, request| async move {
+                administration(channel).describe_topic(request).await
+            };
+            let answer = self.carry_to(caller, catalog_group, request, send).await?;
+            (answer.status, answer.topic)
+        };
+        use native::status::Code as Told;
+        let status = status.unwrap_or_default();
+        match (status.code(), topic) {
+            (Told::Ok | Told::AlreadyExists, Some(topic)) => Ok(topic),
+            (Told::TopicNotFound | Told::PreconditionFailed, _) => {
+                Err(Fault::topic_not_found(name.as_str()))
+            }
+            (Told::InvalidArgument, _) => Err(Fault::new(Code::IllegalTopic, status.message)),
+            (Told::Busy, _) => Err(Fault::new(Code::TooManyRequests, status.message)),
+            (Told::Internal, _) => Err(Fault::new(Code::InternalServerError, status.message)),
+            (_, _) => {
+                let text = format!("topic {name}: {}", status.message);
+                Err(Fault::new(Code::HaNotAvailable, text))
+            }
+        }
+    }
+
+    /// A topic that was just created gets here a little later.
+    async fn until_applied(&self, name: &TopicName) {
+        let mut version = self.replica().catalog_version();
+        let applied = async {
+            loop {
+                version.mark_unchanged();
+                if self.topic(name).is_ok() || version.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(APPLY_WAIT, applied).await.is_err() {
+            tracing::warn!(topic = %name, "created elsewhere, but not applied here yet");
+        }
+    }
+
     /// The topic, created if that is allowed.
     async fn topic_or_create(
         &self,
         name: &TopicName,
         caller: &Caller,
+        may_create: bool,
     ) -> Result<Arc<Topic>, Fault> {
         let config = &self.context.config;
         let missing = match self.topic(name) {
             Ok(topic) => return Ok(topic),
             Err(fault) => fault,
         };
-        let owns_catalog = config.catalog_group == config.broker_group;
-        if !config.auto_create_topics || name.is_derived() || !owns_catalog {
+        if !may_create {
             return Err(missing);
         }
         if !self.context.creations.topics.lock().take(Instant::now()) {
@@ -77,27 +162,6 @@ impl Edge {
     }
 }
 
-impl Service {
-    /// Only this broker group's part has an address that this node knows.
-    fn route_of(&self, topic: &Topic) -> TopicRoute {
-        let own = &self.edge.context.config.broker_group;
-        let term = self.edge.replica().raft_status().borrow().term.get();
-        let queues = topic.shares.iter().map(|(broker_group, queue_count)| QueueRoute {
-            broker_group: broker_group.to_string(),
-            queue_count: u32::from(*queue_count),
-            leader: (broker_group == own).then(|| self.advertised.clone()),
-            term,
-        });
-        TopicRoute {
-            topic: topic.name.to_string(),
-            exists: true,
-            r#type: wire_type(topic.kind).into(),
-            topic_id: topic.id.get(),
-            queues: queues.collect(),
-        }
-    }
-}
-
 pub(super) async fn query_route(
     service: &Service,
     caller: Arc<Caller>,
@@ -105,10 +169,10 @@ pub(super) async fn query_route(
 ) -> Result<QueryRouteResponse, Fault> {
     let name = validate::topic_name(request.topic.as_ref(), &caller.namespace)?;
     validate::access_point(request.endpoints.as_ref())?;
-    service.edge.serving(&caller).await?;
-    let topic = service.edge.topic_or_create(&name, &caller).await?;
+    let topic = service.edge.definition(&name, &caller, true).await?;
     let named = request.topic.unwrap_or_default();
-    let message_queues = route::message_queues(&named, &service.route_of(&topic));
+    let route = service.edge.whereabouts.route(&topic, &service.listener);
+    let message_queues = route::message_queues(&named, &route);
     if message_queues.is_empty() {
         let text = format!("no queue of {name} has an address");
         return Err(Fault::new(Code::InternalServerError, text));
@@ -124,10 +188,10 @@ pub(super) async fn query_assignment(
     let name = validate::topic_name(request.topic.as_ref(), &caller.namespace)?;
     validate::group_name(request.group.as_ref(), &caller.namespace)?;
     validate::access_point(request.endpoints.as_ref())?;
-    service.edge.serving(&caller).await?;
-    let topic = service.edge.topic(&name)?;
+    let topic = service.edge.definition(&name, &caller, false).await?;
     let named = request.topic.unwrap_or_default();
-    let assignments = route::assignments(&named, &service.route_of(&topic), false);
+    let route = service.edge.whereabouts.route(&topic, &service.listener);
+    let assignments = route::assignments(&named, &route, false);
     if assignments.is_empty() {
         return Err(Fault::new(Code::Forbidden, format!("no readable queue of {name}")));
     }

@@ -5,11 +5,13 @@ use std::sync::atomic::Ordering;
 
 use drumlin_proto::ids::{QueueId, QueueKey, QueueOffset};
 use drumlin_proto::record::{RecordFields, RecordKind, Run, RunBuilder};
+use drumlin_proto::rocketmq::messaging_service_client::MessagingServiceClient;
 use drumlin_proto::rocketmq::{
     Code, Message, SendMessageRequest, SendMessageResponse, SendResultEntry, Status,
     SystemProperties,
 };
 use drumlin_proto::route;
+use tonic::transport::Channel;
 
 use super::caller::Caller;
 use super::status::{Fault, ok};
@@ -20,15 +22,18 @@ use crate::command::TopicType;
 use crate::replica::{Applied, Item};
 use crate::service::clients::Sighting;
 
-/// Stores all messages of a request or none.
+/// Stores all messages of a request or none, here or at the leader of the broker group that holds
+/// their queue.
 pub(super) async fn send(
     edge: &Arc<Edge>,
     caller: Arc<Caller>,
     request: SendMessageRequest,
 ) -> Result<SendMessageResponse, Fault> {
-    let outcome = store(edge, &caller, &request.messages).await;
-    let (mut status, base_offset) = match outcome {
-        Ok(base_offset) => (ok(), Some(base_offset)),
+    let (mut status, base_offset) = match store_at_owner(edge, &caller, &request).await {
+        Ok(Stored::Here(base_offset)) => (ok(), Some(base_offset)),
+        Ok(Stored::There(answer)) => return Ok(answer),
+        // Whoever sent the call here looks elsewhere.
+        Err(fault) if fault.not_led && caller.forwarded => return Err(fault),
         Err(fault) => (fault.status(), None),
     };
     caller.bearable(&mut status);
@@ -51,18 +56,62 @@ fn entry(message: Message, status: Status, offset: Option<QueueOffset>) -> SendR
     }
 }
 
+/// Where the messages of a request went.
+enum Stored {
+    Here(QueueOffset),
+    There(SendMessageResponse),
+}
+
+async fn store_at_owner(
+    edge: &Arc<Edge>,
+    caller: &Caller,
+    request: &SendMessageRequest,
+) -> Result<Stored, Fault> {
+    let messages = request.messages.as_slice();
+    let now_ms = edge.replica().clock_ms();
+    let batch = validate::batch(messages, &caller.namespace, now_ms)
+        .map_err(|fault| fault_at(messages, fault))?;
+    let owner = edge.owner_of(&batch);
+    let done_here = edge.whereabouts.is_own(&owner) && edge.led_here().is_ok();
+    // Those of one message group go on in the order in which they came, one at a time.
+    let _line = match &batch.message_group {
+        Some(message_group) if !done_here && !caller.forwarded => {
+            Some(edge.forwarder.stand_in_line(batch.topic.as_str(), message_group).await)
+        }
+        _ => None,
+    };
+    if done_here || edge.is_done_here(caller, &owner).await? {
+        match store(edge, caller, messages, &batch, now_ms).await {
+            // The lead was lost meanwhile, and nothing was proposed.
+            Err(fault) if fault.not_led && !caller.forwarded => {}
+            stored => return stored.map(Stored::Here),
+        }
+    }
+    let send = |mut leader: MessagingServiceClient<Channel>, request| async move {
+        leader.send_message(request).await
+    };
+    edge.carry(caller, &owner, request.clone(), send).await.map(Stored::There)
+}
+
+/// Says which of several messages a fault is about.
+fn fault_at(messages: &[Message], (at, fault): (usize, Fault)) -> Fault {
+    match messages.len() {
+        0 | 1 => fault,
+        count => {
+            let text = format!("message {} of {count}: {}", at + 1, fault.text);
+            Fault { text, ..fault }
+        }
+    }
+}
+
 async fn store(
     edge: &Arc<Edge>,
     caller: &Caller,
     messages: &[Message],
+    batch: &Batch,
+    now_ms: u64,
 ) -> Result<QueueOffset, Fault> {
-    let now_ms = edge.replica().clock_ms();
-    let at = |(at, fault): (usize, Fault)| match messages.len() {
-        0 | 1 => fault,
-        count => Fault::new(fault.code, format!("message {} of {count}: {}", at + 1, fault.text)),
-    };
-    let batch = validate::batch(messages, &caller.namespace, now_ms).map_err(at)?;
-    edge.serving(caller).await?;
+    let at = |fault| fault_at(messages, fault);
     let topic = edge.topic(&batch.topic)?;
     let default = SystemProperties::default();
     for (n, message) in messages.iter().enumerate() {
@@ -76,7 +125,7 @@ async fn store(
         let text = "messages of one request to a FIFO topic must share their message group";
         return Err(at((differing, Fault::new(Code::IllegalMessageGroup, text))));
     }
-    let queue = edge.queue_for(&topic, &batch)?;
+    let queue = edge.queue_for(&topic, batch)?;
     let run = run_of(messages, now_ms)?;
     edge.note_producer(caller);
     let outcome = edge.decided(Item::Run { queue, run }, caller).await?;
@@ -135,6 +184,27 @@ fn run_of(messages: &[Message], now_ms: u64) -> Result<Run, Fault> {
 }
 
 impl Edge {
+    /// The broker group that stores a batch: with a message group that one's, else this node's, or
+    /// where that has no queue of the topic, each of the others in turn.
+    fn owner_of(&self, batch: &Batch) -> String {
+        let own = &self.context.config.broker_group;
+        // Who does not know the topic yet asks the leader of its group.
+        let Ok(topic) = self.topic(&batch.topic) else { return own.to_string() };
+        let counts: Vec<u32> = topic.shares.iter().map(|(_, count)| u32::from(*count)).collect();
+        let place = match &batch.message_group {
+            Some(message_group) => route::place_of_message_group(message_group, &counts),
+            None if topic.queue_count(own) > 0 => None,
+            None => {
+                let queues: Vec<_> = route::queues_in_route_order(&counts).collect();
+                let turn = self.next_queue.fetch_add(1, Ordering::Relaxed);
+                let turn = usize::try_from(turn).unwrap_or(0).checked_rem(queues.len());
+                turn.and_then(|turn| queues.get(turn).copied())
+            }
+        };
+        let owner = place.and_then(|(share, _)| topic.shares.get(share));
+        owner.map_or_else(|| own.to_string(), |(owner, _)| owner.to_string())
+    }
+
     /// The queue is the server's choice: SDKs disagree on theirs.
     fn queue_for(&self, topic: &Topic, batch: &Batch) -> Result<QueueKey, Fault> {
         let own = &self.context.config.broker_group;
@@ -148,7 +218,7 @@ impl Edge {
                     && owner != own
                 {
                     let text = format!("this message group belongs to broker group {owner}");
-                    return Err(Fault::new(Code::NotImplemented, text));
+                    return Err(Fault::not_led(text));
                 }
                 place.map(|(_, queue)| queue)
             }

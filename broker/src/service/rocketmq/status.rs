@@ -16,11 +16,18 @@ use crate::replica::ProposeError;
 pub(super) struct Fault {
     pub(super) code: Code,
     pub(super) text: String,
+    /// Nothing was done, because this node does not lead the broker group.
+    pub(super) not_led: bool,
 }
 
 impl Fault {
     pub(super) fn new(code: Code, text: impl Into<String>) -> Self {
-        Self { code, text: text.into() }
+        Self { code, text: text.into(), not_led: false }
+    }
+
+    /// Refused before anything was done: another node leads, or none.
+    pub(super) fn not_led(text: impl Into<String>) -> Self {
+        Self { not_led: true, ..Self::new(Code::HaNotAvailable, text) }
     }
 
     pub(super) fn not_supported(what: &str) -> Self {
@@ -64,11 +71,11 @@ impl From<ProposeError> for Fault {
     fn from(error: ProposeError) -> Self {
         let code = match &error {
             ProposeError::Refused(refusal) => return refusal.clone().into(),
+            ProposeError::NotLeader { .. } => return Self::not_led(error.to_string()),
             ProposeError::Busy { .. } | ProposeError::DiskFull(_) => Code::TooManyRequests,
-            ProposeError::NotLeader { .. }
-            | ProposeError::UnknownOutcome
-            | ProposeError::OutOfOrder
-            | ProposeError::Stopped(_) => Code::HaNotAvailable,
+            ProposeError::UnknownOutcome | ProposeError::OutOfOrder | ProposeError::Stopped(_) => {
+                Code::HaNotAvailable
+            }
             ProposeError::Expired => Code::ProxyTimeout,
             ProposeError::FeatureLevel { .. } => Code::NotImplemented,
         };

@@ -22,10 +22,11 @@ type Sender = mpsc::Sender<Result<TelemetryCommand, Status>>;
 /// stream: it ends with NotifyClientTermination or with silence.
 pub(super) fn open(
     edge: &Arc<Edge>,
+    listener: &Arc<str>,
     request: Request<Streaming<TelemetryCommand>>,
 ) -> ReceiverStream<Result<TelemetryCommand, Status>> {
     let (sender, receiver) = mpsc::channel(COMMANDS_WAITING_MAX);
-    let caller = Caller::from_metadata(request.metadata(), Instant::now());
+    let caller = Caller::from_metadata(request.metadata(), listener, Instant::now());
     let task = edge.clone();
     edge.tasks.spawn(async move {
         match caller {

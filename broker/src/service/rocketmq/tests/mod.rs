@@ -64,12 +64,21 @@ impl Fixture {
             creations: Creations::default(),
         });
         let stop = CancellationToken::new();
-        let edge = Edge::start(context, stop.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let address = native::Address { host: "127.0.0.1".into(), port: u32::from(port) };
+        let advertised = Some(address.clone());
+        let named = native::Listener { name: "external".into(), advertised };
+        let whereabouts = Whereabouts::new(
+            context.config.broker_group.to_string(),
+            vec![named],
+            context.replica.raft_status(),
+            tokio::sync::watch::channel(Arc::default()).1,
+            tokio::sync::watch::channel(Arc::default()).1,
+        );
+        let edge = Edge::start(context, whereabouts, stop.clone());
         let router = Server::builder()
-            .add_service(edge.messaging(address.clone()))
+            .add_service(edge.messaging("external", address.clone()))
             .add_service(edge.admin());
         let stopped = stop.clone().cancelled_owned();
         let server = tokio::spawn(async move {
@@ -82,6 +91,11 @@ impl Fixture {
             .max_encoding_message_size(64 << 20)
             .max_decoding_message_size(64 << 20);
         Self { edge, client, address, server, running, stop, dir }
+    }
+
+    fn service(&self) -> Service {
+        let (edge, advertised) = (self.edge.clone(), self.address.clone());
+        Service { edge, listener: "external".into(), advertised }
     }
 
     async fn stop(self) -> tempfile::TempDir {

@@ -468,8 +468,7 @@ async fn messages_of_a_broken_stream_come_again_after_a_second() {
     let fixture = Fixture::start().await;
     fixture.topic(TOPIC).await;
     fixture.store((0..8).map(|n| message(&n.to_string())).collect()).await;
-    let store_host = "127.0.0.1:1".to_owned();
-    let unread = receive::open(&fixture.edge, store_host, slow_call(poll(LONG, LEASE)));
+    let unread = receive::open(&fixture.service(), slow_call(poll(LONG, LEASE))).await;
     until(&fixture, |fixture| flight(fixture).is_some()).await;
     drop(unread);
     let started = Instant::now();
@@ -575,7 +574,7 @@ async fn a_poll_over_a_long_backlog_of_other_tags_ends_in_time_and_with_its_clie
     }
     let tasks_before = fixture.edge.tasks.len();
     let request = slow_call(filtered("wanted", LONG));
-    drop(receive::open(&fixture.edge, "127.0.0.1:1".to_owned(), request));
+    drop(receive::open(&fixture.service(), request).await);
     until(&fixture, |fixture| fixture.edge.tasks.len() == tasks_before).await;
     let passed = || {
         let view = fixture.edge.replica().view();
