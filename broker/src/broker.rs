@@ -518,6 +518,7 @@ fn hello(context: &Context, listeners: &[Bound]) -> Hello {
         name: bound.name.clone(),
         advertised: Some(bound.advertised.clone()),
     };
+    let succeeds = &context.identity.succeeds;
     Hello {
         cluster: config.cluster.clone(),
         broker_group: config.broker_group.to_string(),
@@ -525,7 +526,7 @@ fn hello(context: &Context, listeners: &[Bound]) -> Hello {
         node: config.node.clone(),
         listeners: listeners.iter().map(listener).collect(),
         catalog: config.broker_group == config.catalog_group,
-        succeeds_group_uuid: String::new(),
+        succeeds_group_uuids: succeeds.iter().map(ToString::to_string).collect(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Administration: definitions, offsets and state, as any access point answers them.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use drumlin_proto::native::admin_client::AdminClient;
@@ -20,6 +21,8 @@ use crate::{Client, QueueOffset};
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to go on asking while nobody answers, as right after a start or while a group elects.
 const RETRY: Duration = Duration::from_secs(5);
+/// Hints at a leader that are followed in one round.
+const HINTS_MAX: usize = 4;
 
 /// A topic to be created.
 #[derive(Clone, Debug)]
@@ -138,9 +141,17 @@ macro_rules! ask {
             let (until, mut backoff) = (Instant::now() + RETRY, Backoff::new());
             loop {
                 let mut failure = Error::Closed;
-                for endpoint in $admin.client.endpoints() {
-                    let answer = $admin.api(endpoint).$method(timed(&request)).await;
-                    match answered(endpoint, answer) {
+                let mut hints_left = HINTS_MAX;
+                let mut places = VecDeque::from($admin.client.access_points());
+                while let Some(endpoint) = places.pop_front() {
+                    let answer = $admin.api(&endpoint).$method(timed(&request)).await;
+                    if hints_left > 0
+                        && let Some(leader) = hinted(&answer)
+                    {
+                        hints_left -= 1;
+                        places.push_front(leader);
+                    }
+                    match answered(&endpoint, answer) {
                         Err(error) if ask_elsewhere(&error) => failure = error,
                         settled => break 'asked settled,
                     }
@@ -153,6 +164,12 @@ macro_rules! ask {
             }
         }
     };
+}
+
+/// Who leads, if it is not the one that was asked.
+fn hinted<A: Answer>(answer: &Result<tonic::Response<A>, tonic::Status>) -> Option<Address> {
+    let hint = answer.as_ref().ok()?.get_ref().status()?.leader.as_ref()?;
+    Address::of_native(hint.address.as_ref()?).ok()
 }
 
 fn answered<A: Answer>(

@@ -130,8 +130,9 @@ impl Client {
         &self.shared.id
     }
 
-    fn endpoints(&self) -> &[Address] {
-        &self.shared.endpoints
+    /// Whom to ask, in turn.
+    fn access_points(&self) -> Vec<Address> {
+        route::access_points(&self.shared.endpoints, self.shared.routes.leaders())
     }
 
     fn connections(&self) -> &Arc<Connections> {

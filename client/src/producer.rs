@@ -125,9 +125,11 @@ impl ProducerBuilder {
 /// Dropping the last clone lets what was accepted go on in the background until it is acknowledged
 /// or its deadline passes. [`Producer::shutdown`] waits for it.
 ///
-/// A message whose acknowledgement got lost is sent again, so it may be stored twice. Failures are
-/// retried until the send timeout; [`crate::Code::DeadlineExceeded`] then means that it was not
-/// stored, [`crate::Code::UnknownOutcome`] that it may have been.
+/// A message whose acknowledgement got lost, as when its leader dies, is sent again to the next
+/// leader, in its order, so it may be stored twice. Failures are retried until the send timeout;
+/// [`crate::Code::DeadlineExceeded`] then means that it was not stored,
+/// [`crate::Code::UnknownOutcome`] that it may have been. [`Receipt::degraded`] tells of an
+/// acknowledgement that only one copy stands for.
 ///
 /// ```
 /// # async fn example() -> anyhow::Result<()> {

@@ -34,8 +34,9 @@ impl Route {
 pub(crate) struct GroupRoute {
     pub(crate) broker_group: Arc<str>,
     pub(crate) queue_count: u32,
-    /// `None` while the broker group elects.
+    /// A live replica may stand in while the broker group elects; `None` where there is none.
     pub(crate) leader: Option<Address>,
+    pub(crate) term: u64,
 }
 
 /// What was pushed so far; pure.
@@ -68,10 +69,32 @@ impl RouteTable {
                 broker_group: queues.broker_group.into(),
                 queue_count: queues.queue_count,
                 leader: known.1.clone(),
+                term: known.0,
             }
         });
         let route = Route { exists: pushed.exists, kind, groups: groups.collect() };
         self.topics.insert(pushed.topic, Arc::new(route));
+    }
+
+    /// Takes over what a broker says of who leads in its place. True if that is news.
+    fn redirect(&mut self, hint: &native::LeaderHint) -> bool {
+        let Some(Ok(address)) = hint.address.as_ref().map(Address::of_native) else { return false };
+        let known = self.leaders.entry(hint.broker_group.clone()).or_default();
+        let told = (hint.term, Some(address));
+        if hint.term < known.0 || *known == told {
+            return false;
+        }
+        *known = told.clone();
+        for route in self.topics.values_mut() {
+            if route.group(&hint.broker_group).is_none() {
+                continue;
+            }
+            let groups = &mut Arc::make_mut(route).groups;
+            for group in groups.iter_mut().filter(|g| *g.broker_group == *hint.broker_group) {
+                (group.term, group.leader) = told.clone();
+            }
+        }
+        true
     }
 }
 
@@ -149,7 +172,23 @@ impl Routes {
         self.version.send_modify(|version| *version += 1);
     }
 
-    /// Keeps a watch open at one of the endpoints until it is stopped.
+    /// Follows a broker that does not lead to the one that does.
+    pub(crate) fn redirect(&self, hint: &native::LeaderHint) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let is_news = table.redirect(hint);
+        drop(table);
+        if is_news {
+            self.version.send_modify(|version| *version += 1);
+        }
+    }
+
+    /// All leaders that are known; they answer as access points, too.
+    pub(crate) fn leaders(&self) -> BTreeSet<Address> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.leaders.values().filter_map(|(_, leader)| leader.clone()).collect()
+    }
+
+    /// Keeps a watch open at one of the endpoints, or of the leaders, until it is stopped.
     pub(crate) async fn run(
         self,
         endpoints: Vec<Address>,
@@ -158,11 +197,16 @@ impl Routes {
     ) {
         let mut backoff = Backoff::new();
         let mut wanted = self.wanted.subscribe();
-        for endpoint in endpoints.iter().cycle() {
+        for turn in 0_usize.. {
             tokio::select! {
                 () = stop.cancelled() => return,
                 some = wanted.wait_for(|topics| !topics.is_empty()) => if some.is_err() { return },
             }
+            let places = access_points(&endpoints, self.leaders());
+            let Some(endpoint) = turn.checked_rem(places.len()).and_then(|at| places.get(at))
+            else {
+                return;
+            };
             let client = RoutesClient::new(connections.channel(endpoint))
                 .max_decoding_message_size(crate::connection::GRPC_BYTES_MAX);
             tokio::select! {
@@ -224,6 +268,12 @@ impl Routes {
     }
 }
 
+/// Whom to ask, in turn: the endpoints that were given, then who else is known.
+pub(crate) fn access_points(endpoints: &[Address], leaders: BTreeSet<Address>) -> Vec<Address> {
+    let others = leaders.into_iter().filter(|leader| !endpoints.contains(leader));
+    endpoints.iter().cloned().chain(others).collect()
+}
+
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
@@ -262,6 +312,31 @@ mod tests {
         assert_eq!(leader(&routes).as_deref(), Some("h:2"));
         routes.apply(vec![pushed(5, 0)]);
         assert_eq!(leader(&routes), None);
+    }
+
+    #[test]
+    fn who_does_not_lead_redirects_all_topics_but_to_no_older_term() {
+        let routes = Routes::new();
+        routes.apply(vec![pushed(3, 1)]);
+        let hint = |term, port| native::LeaderHint {
+            broker_group: "a".into(),
+            address: Some(native::Address { host: "h".into(), port }),
+            term,
+        };
+        let changes = routes.changes();
+        routes.redirect(&hint(2, 2));
+        routes.redirect(&hint(3, 1));
+        routes.redirect(&native::LeaderHint { address: None, ..hint(9, 1) });
+        assert!(!changes.has_changed().unwrap());
+        assert_eq!(leader(&routes).as_deref(), Some("h:1"));
+        routes.redirect(&hint(4, 2));
+        assert!(changes.has_changed().unwrap());
+        assert_eq!(leader(&routes).as_deref(), Some("h:2"));
+        routes.apply(vec![pushed(3, 1)]);
+        assert_eq!(leader(&routes).as_deref(), Some("h:2"), "pushed by who has not heard yet");
+        let given = [Address::parse("n:1").unwrap()];
+        let asked = access_points(&given, routes.leaders());
+        assert_eq!(asked.iter().map(Address::as_str).collect::<Vec<_>>(), ["n:1", "h:2"]);
     }
 
     #[tokio::test]

@@ -260,7 +260,7 @@ impl RouteTable {
     /// one are out: what they say is refused from now on, and so is their next hello.
     fn succeed(&mut self, hello: &Hello) {
         let Some(group) = self.groups.get_mut(&hello.broker_group) else { return };
-        if group.uuid == hello.group_uuid || group.uuid != hello.succeeds_group_uuid {
+        if !hello.succeeds_group_uuids.contains(&group.uuid) {
             return;
         }
         group.uuid.clone_from(&hello.group_uuid);

@@ -23,6 +23,9 @@ use crate::route::Route;
 
 /// How often deadlines and pauses are looked at.
 const TICK: Duration = Duration::from_millis(20);
+/// How long answers of a leader are waited for once another one leads: it may be frozen or cut off,
+/// and what it was sent goes to the new one then.
+const DEPOSED_GRACE: Duration = Duration::from_millis(500);
 /// Commands and events taken in one go: what comes in together goes out together.
 const DRAIN_MAX: usize = 1024;
 /// Queues on each broker group of a topic that is created on first use, as RocketMQ has it.
@@ -127,6 +130,8 @@ struct Dial {
     link: Option<Link>,
     /// Lane of each request in flight.
     lanes: HashMap<u64, usize>,
+    /// Since when other leaders are known for all of those.
+    deposed_since: Option<Instant>,
     retry_at: Option<Instant>,
     backoff: Backoff,
 }
@@ -253,6 +258,10 @@ impl Dispatcher {
                 }
                 dial.backoff.reset();
                 let Some(lane) = dial.lanes.remove(&answer.sequence) else { return };
+                if let Some(hint) = answer.status.as_ref().and_then(|status| status.leader.as_ref())
+                {
+                    self.client.routes().redirect(hint);
+                }
                 self.lanes[lane].answered(link, &answer, now, &mut self.ledger);
                 self.rehome(lane, now);
             }
@@ -405,6 +414,15 @@ impl Dispatcher {
             topic.sticky = fastrand::usize(..topic.lanes.len());
         }
         topic.sticky %= topic.lanes.len().max(1);
+        for lane in &topic.lanes {
+            let Some(lane) = self.lanes.get_mut(*lane) else { continue };
+            let led = |route: &Route| {
+                route.group(&lane.place.broker_group).map(|g| (g.term, g.leader.clone()))
+            };
+            if topic.route.as_deref().is_some_and(|before| led(before) != led(&route)) {
+                lane.leader_changed();
+            }
+        }
         topic.route = Some(route);
         let waiting = std::mem::take(&mut topic.unrouted);
         waiting.into_iter().for_each(|message| self.dispatch(name, message, now));
@@ -440,7 +458,33 @@ impl Dispatcher {
         route.group(&place.broker_group)?.leader.clone()
     }
 
+    /// Gives streams up whose leaders were replaced and do not answer.
+    fn leave_deposed(&mut self, now: Instant) {
+        let mut left = Vec::new();
+        for (address, dial) in &self.dials {
+            let Some(link) = &dial.link else { continue };
+            let is_led_elsewhere = |lane: &usize| {
+                self.lanes.get(*lane).is_some_and(|lane| {
+                    self.leader_of(&lane.place).is_some_and(|leader| leader != *address)
+                })
+            };
+            let deposed = !dial.lanes.is_empty() && dial.lanes.values().all(is_led_elsewhere);
+            left.push((address.clone(), link.id, deposed));
+        }
+        for (address, link, deposed) in left {
+            let Some(dial) = self.dials.get_mut(&address) else { continue };
+            if !deposed {
+                dial.deposed_since = None;
+            } else if now >= *dial.deposed_since.get_or_insert(now) + DEPOSED_GRACE {
+                dial.deposed_since = None;
+                let reason = format!("{address} does not lead any more and does not answer");
+                self.on_down(&address, link, true, &reason, now);
+            }
+        }
+    }
+
     fn tick(&mut self, now: Instant) {
+        self.leave_deposed(now);
         for lane in &mut self.lanes {
             lane.wake(now);
             lane.expire(now, &mut self.ledger);
@@ -519,6 +563,7 @@ impl Dispatcher {
         let dial = self.dials.entry(leader.clone()).or_insert_with(|| Dial {
             link: None,
             lanes: HashMap::new(),
+            deposed_since: None,
             retry_at: None,
             backoff: Backoff::new(),
         });

@@ -260,6 +260,12 @@ impl Lane {
         self.retry_at = Some(now + self.backoff.pause(fastrand::f64()));
     }
 
+    /// Another broker leads the queue now: what failed at the last one says nothing of it.
+    pub(super) fn leader_changed(&mut self) {
+        self.retry_at = None;
+        self.backoff.reset();
+    }
+
     /// Forgets the pause when it is over.
     pub(super) fn wake(&mut self, now: Instant) {
         if self.retry_at.is_some_and(|at| at <= now) {

@@ -103,7 +103,7 @@ impl FakeBroker {
             node: format!("{}-0", self.name),
             listeners: vec![listener("internal", "127.0.0.1"), listener("external", "localhost")],
             catalog: self.name == "a",
-            succeeds_group_uuid: String::new(),
+            succeeds_group_uuids: Vec::new(),
         }
     }
 

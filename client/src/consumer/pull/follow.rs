@@ -288,9 +288,15 @@ impl Follower {
                     tracing::debug!(broker_group = &*self.broker_group, reason, "fetch ended");
                 }
             }
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(backoff.pause(fastrand::f64())) => {}
+            let pause = tokio::time::sleep(backoff.pause(fastrand::f64()));
+            tokio::pin!(pause);
+            // Another leader is asked at once.
+            while self.leader().is_none_or(|now| now == leader) {
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    () = &mut pause => break,
+                    changed = changes.changed() => if changed.is_err() { return Ok(()) },
+                }
             }
         }
         Ok(())
@@ -368,6 +374,9 @@ impl Follower {
             return Ok(());
         }
         if let Some(error) = Error::of_native(response.status.as_ref()) {
+            if let Some(hint) = response.status.as_ref().and_then(|status| status.leader.as_ref()) {
+                self.client.routes().redirect(hint);
+            }
             if error.is_retryable() {
                 return Err(Ended::Broken(error.to_string()));
             }
