@@ -552,7 +552,7 @@ fn whereabouts(
         context.config.broker_group.to_string(),
         listeners,
         context.replica.raft_status(),
-        tokio::sync::watch::channel(Arc::default()).1,
+        context.replica.peers(),
         registration.other_groups(),
     )
 }

@@ -1,7 +1,6 @@
 //! Where broker groups answer, as far as this node knows: its own from its replica and from what the
 //! members say of themselves, the others as nameservers told last. It dials nobody.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,9 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use crate::replica::RaftStatus;
-
-/// Where clients reach each other member of the own broker group that was heard of lately.
-pub type MemberListeners = BTreeMap<u64, Vec<Listener>>;
+use crate::replica::peers::PeerStates;
 
 /// Who leads a broker group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +37,7 @@ pub struct Whereabouts {
     /// Newest term seen that had a leader: one that only a candidate has seen must not hide the
     /// leader of an older one from clients.
     led_term: Arc<AtomicU64>,
-    members: watch::Receiver<Arc<MemberListeners>>,
+    members: watch::Receiver<PeerStates>,
     others: watch::Receiver<Arc<Vec<GroupRoute>>>,
 }
 
@@ -50,7 +47,7 @@ impl Whereabouts {
         broker_group: String,
         listeners: Vec<Listener>,
         status: watch::Receiver<RaftStatus>,
-        members: watch::Receiver<Arc<MemberListeners>>,
+        members: watch::Receiver<PeerStates>,
         others: watch::Receiver<Arc<Vec<GroupRoute>>>,
     ) -> Self {
         let led_term = Arc::default();
@@ -88,8 +85,9 @@ impl Whereabouts {
             return Leader::Here;
         }
         let members = self.members.borrow();
-        let listeners = status.leader.and_then(|leader| members.get(&leader));
-        match listeners.and_then(|listeners| address_of(listeners, listener)) {
+        let leader = status.leader.and_then(|leader| members.get(&leader));
+        let leader = leader.filter(|leader| leader.fresh);
+        match leader.and_then(|leader| address_of(&leader.state.listeners, listener)) {
             Some(address) => Leader::There { address: address.clone(), term: status.term.get() },
             None => Leader::Unknown,
         }
@@ -222,7 +220,7 @@ impl Vantage {
 #[derive(Clone, Debug)]
 pub struct Changes {
     status: watch::Receiver<RaftStatus>,
-    members: watch::Receiver<Arc<MemberListeners>>,
+    members: watch::Receiver<PeerStates>,
     others: watch::Receiver<Arc<Vec<GroupRoute>>>,
 }
 
@@ -245,10 +243,11 @@ impl Changes {
 
 #[cfg(test)]
 mod tests {
-    use drumlin_proto::native::{NodeRoute, TopicShare};
+    use drumlin_proto::native::{NodeRoute, StateResponse, TopicShare};
 
     use super::*;
     use crate::position::Term;
+    use crate::replica::peers::PeerState;
 
     fn listeners(node: &str) -> Vec<Listener> {
         let listener = |name: &str| Listener {
@@ -260,7 +259,7 @@ mod tests {
 
     struct Known {
         status: watch::Sender<RaftStatus>,
-        members: watch::Sender<Arc<MemberListeners>>,
+        members: watch::Sender<PeerStates>,
         others: watch::Sender<Arc<Vec<GroupRoute>>>,
         whereabouts: Whereabouts,
     }
@@ -272,6 +271,12 @@ mod tests {
         let (others, told) = watch::channel(Arc::default());
         let whereabouts = Whereabouts::new("a".into(), listeners("a1"), seen, heard, told);
         Known { status, members, others, whereabouts }
+    }
+
+    /// Node 2 was heard of.
+    fn heard(fresh: bool) -> PeerStates {
+        let state = StateResponse { listeners: listeners("a2"), ..StateResponse::default() };
+        Arc::new([(2, PeerState { state, heard_at: Instant::now(), fresh })].into())
     }
 
     fn raft(term: u64, leader: Option<u64>, serving: bool) -> RaftStatus {
@@ -301,8 +306,11 @@ mod tests {
         };
         known.status.send_replace(raft(3, Some(2), false));
         assert_eq!(own(&known), ("a1.external".into(), 3), "nothing was heard of node 2");
-        known.members.send_replace(Arc::new([(2, listeners("a2"))].into()));
+        known.members.send_replace(heard(true));
         assert_eq!(own(&known), ("a2.external".into(), 3));
+        known.members.send_replace(heard(false));
+        assert_eq!(own(&known), ("a1.external".into(), 3), "it may be gone");
+        known.members.send_replace(heard(true));
         let hint = known.whereabouts.hint("a", "internal").unwrap();
         assert_eq!((hint.address.unwrap().host, hint.term), ("a2.internal".into(), 3));
         known.status.send_replace(raft(4, None, false));
@@ -342,7 +350,7 @@ mod tests {
         let waiting = known.whereabouts.leader_by(until, "a", "external");
         tokio::pin!(waiting);
         assert!(futures::poll!(&mut waiting).is_pending());
-        known.members.send_replace(Arc::new([(2, listeners("a2"))].into()));
+        known.members.send_replace(heard(true));
         assert!(futures::poll!(&mut waiting).is_pending());
         known.status.send_replace(raft(2, Some(2), false));
         let Leader::There { address, term } = waiting.await else { panic!("it is elsewhere") };

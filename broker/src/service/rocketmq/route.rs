@@ -74,6 +74,7 @@ impl Edge {
                 r#type: native::TopicType::Mixed.into(),
                 broker_groups: Vec::new(),
                 auto: true,
+                ..Default::default()
             };
             let send = |channel, request| async move {
                 administration(channel).create_topic(request).await
@@ -81,7 +82,8 @@ impl Edge {
             let answer = self.carry_to(caller, catalog_group, request, send).await?;
             (answer.status, answer.topic)
         } else {
-            let request = native::DescribeTopicRequest { name: name.to_string() };
+            let request =
+                native::DescribeTopicRequest { name: name.to_string(), own_group_only: true };
             let send = |channel, request| async move {
                 administration(channel).describe_topic(request).await
             };
