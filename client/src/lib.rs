@@ -130,6 +130,11 @@ impl Client {
         &self.shared.id
     }
 
+    /// As they were given.
+    fn endpoints(&self) -> &[Address] {
+        &self.shared.endpoints
+    }
+
     /// Whom to ask, in turn.
     fn access_points(&self) -> Vec<Address> {
         route::access_points(&self.shared.endpoints, self.shared.routes.leaders())
