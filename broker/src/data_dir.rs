@@ -212,7 +212,7 @@ impl DataDir {
 
 /// The kernel lets go of the lock when the process ends, however it ends; the number in the file is
 /// for people only.
-fn lock(root: &Path) -> Result<File, DataDirError> {
+pub(crate) fn lock(root: &Path) -> Result<File, DataDirError> {
     let io = |error| DataDirError::Io { dir: root.to_owned(), error };
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
@@ -255,7 +255,7 @@ pub fn read_identity(disk: &dyn Disk, root: &Path) -> Result<Option<Identity>, D
     Ok(None)
 }
 
-fn write_identity(
+pub(crate) fn write_identity(
     disk: &dyn Disk,
     root: &Path,
     claim: &Claim,

@@ -27,6 +27,7 @@ pub mod peer_service;
 pub mod peers;
 pub mod start;
 pub mod state;
+pub mod witness;
 
 mod checkpointing;
 mod clock_source;
