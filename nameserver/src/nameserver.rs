@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
@@ -64,6 +65,12 @@ pub struct Nameserver {
 
 impl Nameserver {
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_with(config, Routes::default()).await
+    }
+
+    /// Serves `others` on every listener too: services of which this crate knows nothing. Whoever
+    /// gives them ends their streams before [`Nameserver::shutdown`].
+    pub async fn start_with(config: Config, others: Routes) -> Result<Self, StartError> {
         check(&config.listeners)?;
         let memory = Memory::new(&config.data_dir);
         let remembered = memory.load().unwrap_or_else(|error| {
@@ -99,7 +106,7 @@ impl Nameserver {
             let listener = Arc::new(listener_address(listener, address));
             let (name, advertised) = (&listener.name, &listener.advertised);
             tracing::info!(listener = name, %address, %advertised, "listening");
-            servers.push(serve(&shared, listener, Arc::clone(&turn), socket));
+            servers.push(serve(&shared, listener, Arc::clone(&turn), socket, others.clone()));
         }
         let http_address = http_listener.as_ref().map(|(_, address)| *address);
         if let Some((socket, _)) = http_listener {
@@ -177,14 +184,14 @@ fn serve(
     listener: Arc<ListenerAddress>,
     turn: Arc<AtomicUsize>,
     socket: TcpListener,
+    others: Routes,
 ) -> JoinHandle<()> {
     let shared = Arc::clone(shared);
     let access_point =
         AccessPoint { shared: Arc::clone(&shared), listener: Arc::clone(&listener), turn };
     let routes = RoutesService { shared: Arc::clone(&shared), listener: Arc::clone(&listener) };
     let cluster = ClusterService { shared: Arc::clone(&shared), listener: Arc::clone(&listener) };
-    let router = Server::builder()
-        .http2_keepalive_interval(Some(PING_INTERVAL))
+    let services = others
         .add_service(
             MessagingServiceServer::new(access_point).max_decoding_message_size(MESSAGE_BYTES_MAX),
         )
@@ -196,6 +203,8 @@ fn serve(
         .add_service(RoutesServer::new(routes))
         .add_service(ClusterServer::new(cluster))
         .add_service(AdminServer::new(AdminService { shared: Arc::clone(&shared) }));
+    let router =
+        Server::builder().http2_keepalive_interval(Some(PING_INTERVAL)).add_routes(services);
     let incoming = TcpIncoming::from(socket).with_nodelay(Some(true));
     let stop = shared.stop.clone().cancelled_owned();
     tokio::spawn(async move {
