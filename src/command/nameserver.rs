@@ -1,6 +1,7 @@
-//! `drumlin nameserver`: one nameserver until a signal.
+//! `drumlin nameserver`: one nameserver, with the witnesses that it hosts, until a signal.
 
 use clap::Args;
+use drumlin_broker::replica::witness::{Pace, WitnessHost, WitnessOptions};
 use drumlin_nameserver::Nameserver as Server;
 
 use super::server::{self, ConfigArgs};
@@ -32,15 +33,25 @@ impl Nameserver {
 }
 
 async fn serve(keys: &NameserverKeys) -> Result<(), Failure> {
-    let nameserver = Server::start(keys.config()).await.map_err(|error| start_failure(&error))?;
+    let witnesses = WitnessHost::open(WitnessOptions {
+        cluster: keys.cluster.name.clone(),
+        node: keys.node.name.clone(),
+        dir: keys.node.data_dir.join("witness"),
+        pace: Pace::default(),
+    });
+    let witnesses = witnesses.await.map_err(|error| start_failure(&error))?;
+    let started = Server::start_with(keys.config(), witnesses.routes()).await;
+    let nameserver = started.map_err(|error| start_failure(&error))?;
     let addresses: Vec<_> = nameserver.addresses().iter().map(ToString::to_string).collect();
     tracing::info!(
         listeners = addresses.join(", "),
         http = nameserver.http_address().map(tracing::field::display),
+        witnesses = ?witnesses.groups(),
         "started"
     );
     let signal = server::stop_signal().await?;
     tracing::info!(signal, "stopping");
+    witnesses.shutdown().await;
     nameserver.shutdown().await;
     tracing::info!("stopped");
     Ok(())

@@ -11,12 +11,15 @@ use crate::data_dir::DataDirError;
 use crate::log::OpenError;
 
 mod directory;
+mod host;
 mod machine;
 mod mute;
 mod trimming;
 mod voter;
 
+pub use host::{WitnessHost, WitnessOptions};
 use machine::Machine;
+pub use voter::Pace;
 
 type WitnessRaft = openraft::Raft<super::raft_types::TypeConfig, Machine>;
 

@@ -71,7 +71,7 @@ impl Voter {
             forget_vote(&log).await.map_err(failed)?;
         }
         let io = |error| WitnessError::Io { dir: dir.clone(), error };
-        let store = LogStore::new(log.clone(), &directory::hint_path(&dir)).map_err(io)?;
+        let store = LogStore::new(log.clone(), &directory::hint_path(&dir), None).map_err(io)?;
         let config = raft_config(pace).validate().map_err(|error| failed(error.to_string()))?;
         let machine = Machine::new(applied);
         let raft = WitnessRaft::new(identity.node_id, Arc::new(config), Mute, store, machine);
