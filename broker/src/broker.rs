@@ -26,6 +26,7 @@ use crate::registration::Registration;
 use crate::replica::Replica;
 use crate::replica::bootstrap::{self, Door, Plan};
 use crate::replica::checkpoint::{CheckpointError, Checkpointer};
+use crate::replica::committed_hint;
 use crate::replica::peer_service::{self, PeerService};
 use crate::replica::start::{self, Ended, Running};
 use crate::replica::state::Limits;
@@ -433,6 +434,7 @@ pub(crate) async fn start_replica(
         addresses: addresses(config),
         data_dir: data_dir.root().to_owned(),
         hint_path: data_dir.root().join(HINT_FILE),
+        seed_bytes_per_second_max: config.seed_bytes_per_second_max,
         checkpoint_interval_bytes: config.checkpoint_bytes.min(config.segment_bytes),
         limits: Limits { topics_max: config.topics_max, groups_max: config.groups_max },
         in_flight_bytes_max: config.in_flight_bytes_max,
@@ -484,7 +486,7 @@ async fn put_seed_in_place(config: &Config, data_dir: &DataDir) -> Result<(), St
             directory_uuid: identity.directory_uuid,
         },
         hint_file: HINT_FILE,
-        committed: None,
+        committed: committed_hint(&data_dir.root().join(HINT_FILE))?,
         quarantine_bytes_max: config.quarantine_bytes_max,
     };
     let installing = tokio::task::spawn_blocking(move || install(&options));

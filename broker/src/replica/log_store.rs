@@ -327,6 +327,15 @@ struct CommittedHint {
     file: File,
 }
 
+/// The committed index that a file of this kind names, if it names one.
+pub(crate) fn committed_hint(path: &Path) -> io::Result<Option<EntryIndex>> {
+    match File::open(path) {
+        Ok(file) => Ok(CommittedHint { file }.read()?.map(|id| id.index)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 const HINT_BYTES: usize = 24;
 const HINT_VERSION: u32 = 1;
 

@@ -17,6 +17,8 @@ use crate::command::{self, Command, Outcome, Refusal};
 use crate::log::{Log, ReadError};
 use crate::position::{EntryId, EntryIndex, LogOffset, Term};
 use crate::queue::index::{Index, Line};
+use crate::seed::SeedProgress;
+use crate::seed::donor::Sending;
 
 pub(crate) mod bootstrap;
 pub mod checkpoint;
@@ -39,7 +41,6 @@ mod proposer;
 mod published;
 mod raft_types;
 mod restore;
-#[expect(dead_code, reason = "the peer service calls it")]
 mod seeding;
 mod state_machine;
 mod status;
@@ -49,6 +50,7 @@ mod wire;
 use checkpointing::Checkpoints;
 use clock_source::ClockSource;
 use gate::GateView;
+pub(crate) use log_store::committed_hint;
 use membership::BrokerNode;
 use network::Links;
 use own_state::OwnState;
@@ -59,6 +61,7 @@ pub use proposer::Chain;
 use proposer::{ProposerHandle, RunsRefused};
 use published::Published;
 use raft_types::{Raft, entry_id};
+use seeding::Seeding;
 use start::Ended;
 use state::State;
 
@@ -152,6 +155,7 @@ struct Shared {
     checkpoints: Checkpoints,
     clock_jump_ms: watch::Receiver<u64>,
     links: Links,
+    seeding: Arc<Seeding>,
     gate: watch::Receiver<GateView>,
     peers: watch::Receiver<PeerStates>,
     ended: watch::Sender<Option<Ended>>,
@@ -393,8 +397,29 @@ impl Replica {
         self.shared.peers.clone()
     }
 
+    /// What other members take of this one's files, by their Raft ids.
+    pub fn seeds_given(&self) -> watch::Receiver<Sending> {
+        self.shared.seeding.giving().sending()
+    }
+
+    /// How much this node has of the files that make it whole; `None`: it takes none.
+    pub fn seed_taken(&self) -> watch::Receiver<Option<SeedProgress>> {
+        self.shared.seeding.receiving()
+    }
+
+    /// Whether nothing may be trimmed now: a member takes files and would then lack what comes
+    /// behind them. `disk_percent` is the fill of this node's disk.
+    pub fn trims_wait(&self, disk_percent: u8) -> bool {
+        let peers = self.shared.peers.borrow();
+        let others = peers.values().filter(|peer| peer.fresh).map(|peer| peer.state.disk_percent);
+        let fullest = others.map(|percent| u8::try_from(percent).unwrap_or(u8::MAX)).max();
+        !self.shared.seeding.giving().allows_trims(disk_percent.max(fullest.unwrap_or(0)))
+    }
+
     /// This replica as other members call it.
-    pub(crate) fn member_of(&self, parts: MemberParts) -> Arc<dyn Member> {
+    pub(crate) fn member_of(&self, mut parts: MemberParts) -> Arc<dyn Member> {
+        let seeding = Arc::clone(&self.shared.seeding);
+        parts.seeding.get_or_insert(seeding);
         Arc::new(RaftMember::new(self.shared.raft.clone(), parts))
     }
 

@@ -31,6 +31,7 @@ use super::gating::Gating;
 use super::membership::{BrokerNode, Role};
 use super::peer_service::MemberIdentity;
 use super::raft_types::{RaftVote, TypeConfig, entry_id};
+use super::seeding::Giving;
 use super::state_machine::Manifest;
 use super::wire::{self, Caller, MESSAGE_BYTES_MAX, StreamAppendResult};
 use crate::log::Log;
@@ -69,6 +70,8 @@ pub(crate) struct LinkParts {
     pub(crate) heartbeat_interval: Duration,
     pub(crate) log: Log,
     pub(crate) gating: Gating,
+    /// What members are given that lack purged entries; `None`: this one is a witness.
+    pub(crate) giving: Option<Arc<Giving>>,
 }
 
 #[derive(Debug)]
@@ -163,6 +166,12 @@ impl Links {
     /// The call to this member was answered.
     pub(crate) fn answered(&self, target: u64) {
         self.shared.answered(target);
+    }
+
+    /// For many bytes at once, on a connection of its own.
+    pub(crate) fn bulk_client(&self, node: &BrokerNode) -> Result<PeerClient<Channel>, LinkError> {
+        let (_, endpoint) = self.shared.endpoint(node)?;
+        Ok(client(endpoint.connect_lazy()))
     }
 
     fn link(&self, target: u64, node: &BrokerNode, purpose: Purpose) -> Link {
@@ -641,8 +650,13 @@ impl RaftNetworkV2<TypeConfig> for Link {
                 let term = Term::new(vote.leader_id.term);
                 self.gating().pass(term, EntryIndex::new(last.index)).await;
             }
-            let message = wire::seed_to_wire(&vote, &snapshot.meta);
+            let mut message = wire::seed_to_wire(&vote, &snapshot.meta);
+            let giving = self.shared.parts.giving.clone().filter(|_| !self.is_witness());
             loop {
+                if let Some(giving) = &giving {
+                    let manifest = giving.manifest().await;
+                    message.manifest = Some(manifest.map_err(|error| Unreachable::new(&error))?);
+                }
                 let request = self.shared.request(self.target, message.clone());
                 let asked = self.call(&option, async |mut client| client.seed(request).await);
                 let answer = asked.await.map_err(Unreachable::from)?;
@@ -650,9 +664,11 @@ impl RaftNetworkV2<TypeConfig> for Link {
                     Some(Seeded::Installed(vote)) => {
                         let vote = wire::vote_from_wire(Some(vote))
                             .map_err(|error| Unreachable::from(self.invalid(&error)))?;
+                        giving.iter().for_each(|giving| giving.done(self.target));
                         return Ok(SnapshotResponse::new(vote));
                     }
                     Some(Seeded::Pulling(pulling)) => {
+                        giving.iter().for_each(|giving| giving.note(self.target, &pulling));
                         let (done_bytes, all_bytes) = (pulling.done_bytes, pulling.all_bytes);
                         tracing::debug!(member = self.node.name, done_bytes, all_bytes, "pulling");
                         tokio::time::sleep(SEED_POLL_INTERVAL).await;

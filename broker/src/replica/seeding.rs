@@ -6,26 +6,35 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use drumlin_proto::native::peer_client::PeerClient;
 use drumlin_proto::native::seed_response::{Pulling, Result as SeedResult};
 use drumlin_proto::native::{
-    EntriesRequest, EntriesResponse, PeerEntry, PeerEntryId, PeerVote, SeedManifest, SeedRequest,
+    EntriesRequest, EntriesResponse, PullRequest, PullResponse, SeedManifest, SeedRequest,
     SeedResponse,
 };
+use futures::future::BoxFuture;
+use futures::{StreamExt, TryStreamExt};
+use openraft::async_runtime::WatchReceiver;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
+use tonic::transport::Channel;
 
 use super::checkpoint;
 use super::checkpointing::Checkpoints;
-use super::raft_types::{Raft, SnapshotMeta, TypeConfig, log_vote, raft_vote};
+use super::membership::Role;
+use super::network::Links;
+use super::peer_service::{Responses, raft_member};
+use super::raft_types::{Raft, SnapshotMeta, TypeConfig, log_vote};
+use super::start::{Ended, Options};
 use super::state_machine::Manifest;
-use crate::entry::Entry;
-use crate::log::{Log, Vote};
-use crate::position::{EntryId, EntryIndex, Term};
-use crate::seed::SeedProgress;
+use super::wire;
+use crate::log::Log;
+use crate::position::{EntryId, EntryIndex};
 use crate::seed::donor::{Donor, Sending};
 use crate::seed::puller::Puller;
+use crate::seed::{Chunks, Peers, Receiver, SeedProgress};
 
 /// Entries of one answer.
 const ENTRIES_BYTES_MAX: u64 = 8 << 20;
@@ -119,34 +128,41 @@ impl Giving {
 }
 
 impl Seeding {
-    pub(crate) fn new(giving: Arc<Giving>, puller: Puller, raft: Raft) -> Self {
-        Self { giving, puller, raft }
+    pub(crate) fn new(giving: Arc<Giving>, options: &Options, raft: Raft, links: Links) -> Self {
+        let receiver = Receiver {
+            group_uuid: options.identity.log_uuid(),
+            directory_uuid: options.identity.directory_uuid,
+        };
+        let peers = Arc::new(DataPeers { links, raft: raft.clone() });
+        Self { giving, puller: Puller::new(&options.data_dir, receiver, peers), raft }
+    }
+
+    pub(crate) fn giving(&self) -> &Giving {
+        &self.giving
     }
 
     /// Answers a leader that has no entries for this node any more.
     async fn answer(&self, request: SeedRequest) -> Result<SeedResponse, Status> {
         let missing = |what: &str| Status::invalid_argument(format!("the request has no {what}"));
-        let asked = vote_of(request.vote.ok_or_else(|| missing("vote"))?);
-        let last = id_of(request.last.ok_or_else(|| missing("last entry"))?);
+        let asked = wire::vote_from_wire(request.vote).map_err(|e| missing(&e.to_string()))?;
+        let last = wire::id_from_wire(request.last.as_ref().ok_or_else(|| missing("last entry"))?);
         // Raft itself installs nothing, it only accepts the leader, durably, or knows a higher one.
         let snapshot = openraft::alias::SnapshotOf::<TypeConfig, Manifest> {
             meta: SnapshotMeta::default(),
             snapshot: Manifest,
         };
-        let vote = self.raft.install_full_snapshot(raft_vote(asked), snapshot).await;
+        let vote = self.raft.install_full_snapshot(asked, snapshot).await;
         let vote = vote.map_err(|fatal| Status::unavailable(fatal.to_string()))?.vote;
-        let vote = log_vote(&vote);
-        let installed =
-            || Ok(SeedResponse { result: Some(SeedResult::Installed(wire_vote(vote))) });
-        if (vote.term, vote.node) != (asked.term, asked.node) {
-            return installed();
-        }
-        if self.covers(last).map_err(|error| Status::internal(error.to_string()))? {
-            return installed();
+        if vote.leader_id != asked.leader_id
+            || self.covers(last).map_err(|error| Status::internal(error.to_string()))?
+        {
+            return Ok(wire::seeded_to_wire(&vote));
         }
         let manifest = request.manifest.ok_or_else(|| missing("list of files"))?;
-        let SeedProgress { done_bytes, all_bytes, .. } =
-            self.puller.offer(vote.node, vote, &manifest);
+        let SeedProgress { done_bytes, all_bytes, .. } = {
+            let vote = log_vote(&vote);
+            self.puller.offer(vote.node, vote, &manifest)
+        };
         Ok(SeedResponse { result: Some(SeedResult::Pulling(Pulling { done_bytes, all_bytes })) })
     }
 
@@ -174,12 +190,12 @@ impl Seeding {
             .map_err(io::Error::other)
             .and_then(|read| read)
             .map_err(|error| Status::internal(error.to_string()))?;
-        Ok(EntriesResponse { entries: entries.into_iter().map(wire_entry).collect() })
-    }
-
-    /// True once this node must begin anew to use what it has taken.
-    pub(crate) fn complete(&self) -> watch::Receiver<bool> {
-        self.puller.complete()
+        Ok(EntriesResponse {
+            entries: entries
+                .into_iter()
+                .map(|entry| wire::entry_to_wire(entry, Role::Data))
+                .collect(),
+        })
     }
 
     /// What this node takes.
@@ -187,51 +203,90 @@ impl Seeding {
         self.puller.progress()
     }
 
-    /// Reports what goes on, and lets go of what nobody takes, until `stop`.
-    pub(crate) async fn run(&self, stop: CancellationToken) {
-        let mut reported = None;
-        while stop.run_until_cancelled(tokio::time::sleep(REPORT_INTERVAL)).await.is_some() {
-            self.giving.donor.expire(Instant::now());
-            for (receiver, progress) in &*self.giving.donor.sending().borrow() {
-                let SeedProgress { done_bytes, all_bytes, .. } = progress;
-                tracing::info!(receiver, done_bytes, all_bytes, "a member is being re-seeded");
+    /// Reports what goes on, lets go of what nobody takes, and has the node begin anew once it has
+    /// taken all it needs. Until `stop`.
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        ended: watch::Sender<Option<Ended>>,
+        stop: CancellationToken,
+    ) {
+        let mut complete = self.puller.complete();
+        let mut reports = tokio::time::interval(REPORT_INTERVAL);
+        let mut told = None;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = reports.tick() => told = self.report(told),
+                changed = complete.changed() => if changed.is_err() { break },
             }
-            let receiving = *self.puller.progress().borrow();
-            if let Some(SeedProgress { done_bytes, all_bytes, .. }) = receiving
-                && reported != receiving
-            {
-                tracing::info!(done_bytes, all_bytes, "this node is being re-seeded");
+            if *complete.borrow_and_update() {
+                let reason = "it was re-seeded and opens the log that it got".to_owned();
+                ended.send_if_modified(|ended| {
+                    let first = ended.is_none();
+                    ended.get_or_insert(Ended::Restart(reason));
+                    first
+                });
+                break;
             }
-            reported = receiving;
         }
+        stop.cancelled().await;
         self.puller.stop().await;
+    }
+
+    fn report(&self, told: Option<SeedProgress>) -> Option<SeedProgress> {
+        self.giving.donor.expire(Instant::now());
+        for (receiver, progress) in &*self.giving.donor.sending().borrow() {
+            let SeedProgress { done_bytes, all_bytes, .. } = progress;
+            tracing::info!(receiver, done_bytes, all_bytes, "a member is being re-seeded");
+        }
+        let receiving = *self.puller.progress().borrow();
+        if let Some(SeedProgress { done_bytes, all_bytes, .. }) = receiving
+            && told != receiving
+        {
+            tracing::info!(done_bytes, all_bytes, "this node is being re-seeded");
+        }
+        receiving
     }
 }
 
-fn wire_vote(vote: Vote) -> PeerVote {
-    PeerVote { term: vote.term.get(), node: vote.node, committed: vote.committed }
+#[tonic::async_trait]
+impl raft_member::Seeding for Seeding {
+    async fn seed(&self, request: SeedRequest) -> Result<SeedResponse, Status> {
+        self.answer(request).await
+    }
+
+    async fn pull(&self, request: PullRequest) -> Result<Responses<PullResponse>, Status> {
+        let chunks = self.giving.donor.pull(&request)?;
+        Ok(Box::pin(chunks.map_ok(|chunk| PullResponse { chunk })))
+    }
+
+    async fn entries(&self, request: EntriesRequest) -> Result<EntriesResponse, Status> {
+        self.read_entries(request).await
+    }
 }
 
-fn vote_of(vote: PeerVote) -> Vote {
-    Vote { term: Term::new(vote.term), node: vote.node, committed: vote.committed }
+/// The other data nodes, found in the membership.
+#[derive(Debug)]
+struct DataPeers {
+    links: Links,
+    raft: Raft,
 }
 
-fn wire_id(id: EntryId) -> PeerEntryId {
-    PeerEntryId { term: id.term.get(), index: id.index.get() }
+impl DataPeers {
+    fn client(&self, id: u64) -> Result<PeerClient<Channel>, Status> {
+        let metrics = self.raft.metrics();
+        let node = metrics.borrow_watched().membership_config.membership().get_node(&id).cloned();
+        let node = node.ok_or_else(|| Status::not_found(format!("there is no member {id}")))?;
+        self.links.bulk_client(&node).map_err(|error| Status::unavailable(error.to_string()))
+    }
 }
 
-fn id_of(id: PeerEntryId) -> EntryId {
-    EntryId { term: Term::new(id.term), index: EntryIndex::new(id.index) }
-}
-
-fn wire_entry(entry: Entry) -> PeerEntry {
-    PeerEntry {
-        id: Some(wire_id(entry.id)),
-        kind: entry.kind as u32,
-        clock_ms: entry.clock_ms,
-        item_count: entry.item_count,
-        payload_bytes: u32::try_from(entry.payload.len()).unwrap_or(u32::MAX),
-        payload_crc: entry.payload_crc,
-        payload: entry.payload,
+impl Peers for DataPeers {
+    fn pull(&self, donor: u64, request: PullRequest) -> BoxFuture<'_, Result<Chunks, Status>> {
+        Box::pin(async move {
+            let request = self.links.request(donor, request);
+            let chunks = self.client(donor)?.pull(request).await?.into_inner();
+            Ok(chunks.map_ok(|response| response.chunk).boxed())
+        })
     }
 }

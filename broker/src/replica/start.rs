@@ -28,6 +28,7 @@ use super::proposer::{self, ProposerParts};
 use super::published::{AppliedEnd, Published};
 use super::raft_types::Raft;
 use super::restore::{RestoreError, Restored, restore};
+use super::seeding::{Giving, Seeding};
 use super::state::{GateMode, Limits};
 use super::state_machine::StateMachine;
 use super::status::{self, StatusSenders};
@@ -60,6 +61,8 @@ pub struct Options {
     pub data_dir: PathBuf,
     /// File of the committed index, a hint.
     pub hint_path: PathBuf,
+    /// To all members together that take files of this one.
+    pub seed_bytes_per_second_max: Option<u64>,
     /// Log bytes between two checkpoints.
     pub checkpoint_interval_bytes: u64,
     pub limits: Limits,
@@ -154,8 +157,15 @@ pub async fn start(
     let (trim_sender, trimmed) = watch::channel(trimmed);
     let machine =
         StateMachine::new(Arc::clone(&published), options.limits, membership, trim_sender, handle);
+    let giving = Arc::new(Giving::new(
+        log.clone(),
+        checkpoints.clone(),
+        options.data_dir.join("checkpoint"),
+        options.seed_bytes_per_second_max,
+    ));
     let OpenRaft { raft, links, gating, facts } =
-        open_raft(&options, &log, said_gate, machine).await?;
+        open_raft(&options, &log, said_gate, machine, Arc::clone(&giving)).await?;
+    let seeding = Arc::new(Seeding::new(giving, &options, raft.clone(), links.clone()));
     let stop = CancellationToken::new();
     let clock = Arc::new(ClockSource::new(options.clock_step_max));
     let (status_sender, status) = watch::channel(RaftStatus::default());
@@ -207,6 +217,7 @@ pub async fn start(
         )),
         tokio::spawn(Arc::clone(&published).follow_durable(stop.child_token())),
         tokio::spawn(trimming.run()),
+        tokio::spawn(Arc::clone(&seeding).run(ended_sender.clone(), stop.child_token())),
     ];
     let alone = begin(&raft, &options).await?;
     if let Some(plan) = options.plan.clone() {
@@ -232,6 +243,7 @@ pub async fn start(
         clock_jump_ms,
         ended: ended_sender,
         links,
+        seeding,
         gate: gating.view(),
         peers,
         own: OwnState::new(options.identity.clone(), options.data_dir.clone()),
@@ -263,6 +275,7 @@ async fn open_raft(
     log: &Log,
     said_gate: Option<(EntryId, GateMode)>,
     machine: StateMachine,
+    giving: Arc<Giving>,
 ) -> Result<OpenRaft, StartError> {
     let config = raft_config(options).validate().map_err(|e| StartError::Raft(e.to_string()))?;
     let store = LogStore::new(log.clone(), &options.hint_path, said_gate)?;
@@ -279,6 +292,7 @@ async fn open_raft(
         heartbeat_interval: options.heartbeat_interval,
         log: log.clone(),
         gating: gating.clone(),
+        giving: Some(giving),
     });
     let raft = Raft::new(identity.node_id, Arc::new(config), links.clone(), store, machine);
     let raft = raft.await.map_err(|fatal| StartError::Raft(fatal.to_string()))?;

@@ -90,6 +90,7 @@ impl Home {
             addresses: BTreeMap::new(),
             data_dir: self.0.path().to_owned(),
             hint_path: self.path("committed"),
+            seed_bytes_per_second_max: None,
             checkpoint_interval_bytes: u64::MAX,
             limits: Limits { topics_max: 10, groups_max: 10 },
             in_flight_bytes_max: 64 << 20,

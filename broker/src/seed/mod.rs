@@ -5,7 +5,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use drumlin_proto::native::{EntriesRequest, EntriesResponse, PullRequest};
+use drumlin_proto::native::PullRequest;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use tokio::time::Instant;
@@ -55,15 +55,9 @@ impl SeedProgress {
 /// Bytes of a file, in order.
 pub type Chunks = BoxStream<'static, Result<Bytes, Status>>;
 
-/// The way to other data nodes, by their Raft ids.
+/// The way to other data nodes' files, by their Raft ids.
 pub trait Peers: fmt::Debug + Send + Sync {
     fn pull(&self, donor: u64, request: PullRequest) -> BoxFuture<'_, Result<Chunks, Status>>;
-
-    fn entries(
-        &self,
-        node: u64,
-        request: EntriesRequest,
-    ) -> BoxFuture<'_, Result<EntriesResponse, Status>>;
 }
 
 #[cfg(test)]

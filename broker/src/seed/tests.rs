@@ -163,14 +163,6 @@ impl Peers for Held {
             Ok(futures::stream::iter(given).boxed())
         })
     }
-
-    fn entries(
-        &self,
-        _node: u64,
-        _request: EntriesRequest,
-    ) -> BoxFuture<'_, Result<EntriesResponse, Status>> {
-        Box::pin(async { Err(Status::unimplemented("not asked for")) })
-    }
 }
 
 /// Pulls until it is complete or an attempt is cut off.
