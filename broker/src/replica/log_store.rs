@@ -382,4 +382,4 @@ impl CommittedHint {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -734,3 +734,6 @@ fn timed_out(error: &(dyn StdError + 'static)) -> bool {
     io_kind(error) == Some(io::ErrorKind::TimedOut)
         || causes(error).any(|cause| cause.to_string().contains("timed out"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,7 @@ type ManifestSnapshot = openraft::alias::SnapshotOf<TypeConfig, Manifest>;
 
 /// The least that openraft's suite needs beside a log: it applies entries that no log holds.
 #[derive(Clone, Debug, Default)]
-struct Recorder(Arc<Mutex<Recorded>>);
+pub(in crate::replica) struct Recorder(Arc<Mutex<Recorded>>);
 
 #[derive(Debug, Default)]
 struct Recorded {
@@ -246,4 +246,58 @@ async fn vote_and_membership_survive_a_restart() {
     let mut store = open(dir.path());
     assert_eq!(store.read_vote().await.unwrap(), Some(vote));
     assert_eq!(store.try_get_log_entries(..).await.unwrap(), [membership]);
+}
+
+fn gate_entry(term: u64, index: u64, kind: EntryKind) -> RaftEntry {
+    let entry = crate::entry::Entry {
+        id: EntryId { term: Term::new(term), index: EntryIndex::new(index) },
+        kind,
+        clock_ms: 0,
+        item_count: 0,
+        payload_crc: 0,
+        payload: bytes::Bytes::new(),
+    };
+    to_raft(entry).unwrap()
+}
+
+#[tokio::test]
+async fn mode_follows_appends_and_truncations_and_survives_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let alone_at = |index| Mode::Alone { at: EntryIndex::new(index) };
+    let mut store = open(dir.path());
+    let facts = store.facts();
+    assert_eq!(facts.borrow().mode, Mode::Paired);
+    append(&mut store, [blank(0), gate_entry(1, 1, EntryKind::Alone)]).await;
+    assert_eq!(facts.borrow().mode, alone_at(1));
+    assert_eq!(facts.borrow().end, EntryIndex::new(2));
+    store.save_committed(Some(LogId::new_term_index(1, 1))).await.unwrap();
+    append(&mut store, [gate_entry(2, 2, EntryKind::Paired), gate_entry(2, 3, EntryKind::Alone)])
+        .await;
+    let began = EntryId { term: Term::new(2), index: EntryIndex::new(2) };
+    assert_eq!((facts.borrow().mode, facts.borrow().term_start), (alone_at(3), Some(began)));
+    store.truncate_after(Some(LogId::new_term_index(2, 2))).await.unwrap();
+    assert_eq!(facts.borrow().mode, Mode::Paired);
+    store.truncate_after(Some(LogId::new_term_index(1, 1))).await.unwrap();
+    assert_eq!(facts.borrow().mode, alone_at(1), "what was committed before stands again");
+    assert_eq!(facts.borrow().end, EntryIndex::new(2));
+    store.log.close();
+    drop(store);
+    let store = open(dir.path());
+    assert_eq!(store.facts().borrow().mode, alone_at(1));
+    assert_eq!(store.facts().borrow().end, EntryIndex::new(2));
+}
+
+#[tokio::test]
+async fn mode_of_the_checkpoint_stands_where_the_log_behind_it_says_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    append(&mut store, [blank(0), gate_entry(1, 1, EntryKind::Paired), blank(2)]).await;
+    let log = store.log.clone();
+    let at = EntryId { term: Term::new(1), index: EntryIndex::new(2) };
+    let hint = dir.path().join("committed");
+    let behind = LogStore::new(log.clone(), &hint, Some((at, GateMode::Alone))).unwrap();
+    assert_eq!(behind.facts().borrow().mode, Mode::Alone { at: at.index });
+    let before = EntryId { index: EntryIndex::new(0), ..at };
+    let before = LogStore::new(log, &hint, Some((before, GateMode::Alone))).unwrap();
+    assert_eq!(before.facts().borrow().mode, Mode::Paired, "the log behind it says so");
 }
