@@ -244,6 +244,7 @@ impl Group {
             data_dir: self.path(number, "log"),
             hint_path: self.path(number, "committed"),
             checkpoint_interval_bytes: u64::MAX,
+            seed_bytes_per_second_max: None,
             limits: Limits { topics_max: 10, groups_max: 10 },
             in_flight_bytes_max: 64 << 20,
             clock_step_max: Duration::from_secs(10),
@@ -280,6 +281,7 @@ impl Group {
                 silence_max: Duration::from_secs(2),
                 new_leader_silence_max: Duration::from_millis(300),
             }),
+            giving: None,
         });
         let config = openraft::Config {
             heartbeat_interval: 100,
@@ -517,6 +519,51 @@ async fn witness_never_leads_whatever_triggers_it() {
         let leader = witness.raft.metrics().borrow_watched().current_leader;
         assert_ne!(leader, Some(3));
     }
+    for node in nodes {
+        node.kill().await;
+    }
+}
+
+/// As the files of a stopped node, to be put back later.
+fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), &target).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn follower_whose_log_went_back_is_replicated_to_again() {
+    let group = Group::new(2, true).await;
+    let _witness = group.start_witness().await;
+    let mut nodes = vec![group.start(0).await, group.start(1).await];
+    let leads = leader(&nodes).await;
+    let goes_back = 1 - leads;
+    create_topic(&nodes[leads]).await;
+    send(&nodes[leads], 10).await;
+    nodes[goes_back].until_readable(1).await;
+    nodes.remove(goes_back).kill().await;
+    let (home, old) = (group.dir.path().join(goes_back.to_string()), group.dir.path().join("old"));
+    copy_dir(&home, &old);
+    nodes.insert(goes_back, group.start(goes_back).await);
+    for _ in 0..5 {
+        send(&nodes[leads], 10).await;
+    }
+    nodes[leads].until_mode(is_paired).await;
+    nodes[goes_back].until_readable(6).await;
+    nodes.remove(goes_back).kill().await;
+    std::fs::remove_dir_all(&home).unwrap();
+    copy_dir(&old, &home);
+    nodes.insert(goes_back, group.start(goes_back).await);
+    send(&nodes[leads], 10).await;
+    nodes[goes_back].until_readable(7).await;
+    nodes[leads].until_mode(is_paired).await;
     for node in nodes {
         node.kill().await;
     }
