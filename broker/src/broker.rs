@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use drumlin_proto::native::register_request::Hello;
 use drumlin_proto::native::{Address, Listener};
+use prometheus_client::metrics::counter::Counter;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -17,6 +18,7 @@ use tonic::transport::server::TcpIncoming;
 use uuid::Uuid;
 
 use crate::config::{Config, ListenerConfig};
+use crate::copies_since::CopiesSince;
 use crate::data_dir::{Bootstrap, Claim, DataDir, DataDirError, Found, Identity};
 use crate::disk::RealDisk;
 use crate::log::{Log, LogMetrics, LogOptions};
@@ -33,6 +35,7 @@ use crate::replica::state::Limits;
 use crate::seed::Receiver;
 use crate::seed::install::{InstallError, InstallOptions, install};
 use crate::service::admin::AdminService;
+use crate::service::cluster::{self, ClusterService};
 use crate::service::creations::Creations;
 use crate::service::http::Http;
 use crate::service::native::NativeService;
@@ -187,6 +190,13 @@ impl Broker {
             let serving = tokio::spawn(http.serve(listener, end.clone()));
             HttpServer { address, end, serving }
         });
+        let openings = Counter::default();
+        let (since, following) =
+            CopiesSince::follow(context.replica.gate(), openings.clone(), stop.clone());
+        streams.spawn(following);
+        context.metrics.register_replication(openings, context.replica.state_mismatches());
+        let cluster =
+            cluster::Shared::new(Arc::clone(&context), registration.other_groups(), since);
         let addresses = listeners.iter().map(|bound| bound.address).collect();
         let servers = listeners
             .into_iter()
@@ -195,6 +205,7 @@ impl Broker {
                     Arc::clone(&context),
                     Arc::clone(&edge),
                     whereabouts.clone(),
+                    Arc::clone(&cluster),
                     bound,
                     streams.clone(),
                     stop.clone(),
@@ -564,6 +575,7 @@ async fn serve_listener(
     context: Arc<Context>,
     edge: Arc<Edge>,
     whereabouts: Whereabouts,
+    cluster: Arc<cluster::Shared>,
     bound: Bound,
     streams: TaskTracker,
     stop: CancellationToken,
@@ -588,6 +600,7 @@ async fn serve_listener(
             streams.clone(),
             stop.clone(),
         ))
+        .add_service(ClusterService::server(cluster, name.clone(), vantage.clone()))
         .add_service(AdminService::server(Arc::clone(&context), vantage.clone()))
         .add_service(RoutesService::server(context, vantage, streams, stop.clone()))
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())

@@ -212,6 +212,21 @@ impl Metrics {
         self.gauges.register(r);
     }
 
+    /// Shows what is counted of replication, too; once, at start.
+    pub fn register_replication(&self, gate_openings: Counter, state_mismatches: Counter) {
+        let r = &mut *self.registry.write();
+        r.register(
+            "drumlin_gate_openings",
+            "This node went on alone: acknowledged messages have one copy",
+            gate_openings,
+        );
+        r.register(
+            "drumlin_state_digest_mismatch",
+            "States of other members that differ",
+            state_mismatches,
+        );
+    }
+
     /// Shows what the log measures, too; once, at start.
     pub fn register_log(&self, log: &LogMetrics) {
         let r = &mut *self.registry.write();

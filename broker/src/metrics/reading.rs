@@ -8,6 +8,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::approximate;
 use super::labels::{GroupLabel, TopicLabel, TopicOut};
 use crate::retention::DiskLevel;
 
@@ -28,6 +29,19 @@ pub struct GroupReading {
     pub queueing_ms: u64,
 }
 
+/// Another member, as this node sees it.
+#[derive(Clone, Debug, Default)]
+pub struct MemberReading {
+    pub node: String,
+    pub is_witness: bool,
+    pub is_reachable: bool,
+    /// Behind the leader; `None` if this node does not lead.
+    pub lag_entries: Option<u64>,
+    pub lag_bytes: Option<u64>,
+    pub lag_ms: Option<u64>,
+    pub disk_percent: Option<u64>,
+}
+
 /// Everything that gauges show, read at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Reading {
@@ -43,6 +57,9 @@ pub struct Reading {
     pub trimmed_index: u64,
     pub term: u64,
     pub leads: bool,
+    /// Of a group of two data nodes: both have what is acknowledged.
+    pub paired: Option<bool>,
+    pub members: Vec<MemberReading>,
     /// Bytes of the log that are kept.
     pub storage_bytes: u64,
     pub flush_behind_bytes: u64,
@@ -75,7 +92,14 @@ struct Build {
     version: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Member {
+    member: String,
+}
+
 type Number = Gauge<u64, AtomicU64>;
+/// No labels, in a family: so that there may be no series.
+type Plain = [(String, String); 0];
 type Numbers<L> = Family<L, Number>;
 
 #[derive(Debug, Default)]
@@ -95,6 +119,13 @@ pub(super) struct Gauges {
     index: Numbers<Kind>,
     term: Number,
     leader: Number,
+    paired: Numbers<Plain>,
+    member_up: Numbers<Member>,
+    witness_up: Numbers<Member>,
+    lag_entries: Numbers<Member>,
+    lag_bytes: Numbers<Member>,
+    lag_seconds: Family<Member, Gauge<f64, AtomicU64>>,
+    member_disk: Family<Member, Gauge<f64, AtomicU64>>,
     disk_total: Number,
     disk_free: Number,
     disk_state: Number,
@@ -147,6 +178,18 @@ impl Gauges {
         r.register("drumlin_commitlog_index", "Raft indexes of the log", self.index.clone());
         r.register("drumlin_raft_term", "Raft term", self.term.clone());
         r.register("drumlin_raft_leader", "1 where this node leads", self.leader.clone());
+        r.register(
+            "drumlin_replica_paired",
+            "1 paired, 0 alone: acknowledged messages have one copy",
+            self.paired.clone(),
+        );
+        r.register("drumlin_replica_up", "1 if it answers this node", self.member_up.clone());
+        r.register("drumlin_witness_up", "1 if it answers this node", self.witness_up.clone());
+        let behind = "Behind the leader, of this leader's members";
+        r.register("drumlin_replica_lag_entries", behind, self.lag_entries.clone());
+        r.register("drumlin_replica_lag_bytes", behind, self.lag_bytes.clone());
+        r.register("drumlin_replica_lag_seconds", behind, self.lag_seconds.clone());
+        r.register("drumlin_replica_disk_ratio", "Fill of its disk", self.member_disk.clone());
         r.register("drumlin_disk_total_bytes", "Of the data disk", self.disk_total.clone());
         r.register("drumlin_disk_free_bytes", "Of the data disk", self.disk_free.clone());
         r.register(
@@ -160,6 +203,7 @@ impl Gauges {
 
     pub(super) fn set(&self, reading: &Reading, series_max: usize) {
         self.set_groups(&reading.groups, series_max);
+        self.set_members(reading);
         self.permission.set(reading.permission);
         self.topics.set(reading.topic_count);
         self.groups.set(reading.group_count);
@@ -192,6 +236,40 @@ impl Gauges {
         });
         self.build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION") }).set(1);
         self.started.set(reading.started_s);
+    }
+
+    fn set_members(&self, reading: &Reading) {
+        self.paired.clear();
+        self.witness_up.clear();
+        for family in [&self.member_up, &self.lag_entries, &self.lag_bytes] {
+            family.clear();
+        }
+        self.lag_seconds.clear();
+        self.member_disk.clear();
+        if let Some(paired) = reading.paired {
+            self.paired.get_or_create(&[]).set(u64::from(paired));
+        }
+        for member in &reading.members {
+            let label = Member { member: member.node.clone() };
+            let up = u64::from(member.is_reachable);
+            match member.is_witness {
+                true => drop(self.witness_up.get_or_create(&label).set(up)),
+                false => drop(self.member_up.get_or_create(&label).set(up)),
+            }
+            for (family, lag) in
+                [(&self.lag_entries, member.lag_entries), (&self.lag_bytes, member.lag_bytes)]
+            {
+                if let Some(lag) = lag {
+                    family.get_or_create(&label).set(lag);
+                }
+            }
+            if let Some(ms) = member.lag_ms {
+                self.lag_seconds.get_or_create(&label).set(approximate(ms) / 1e3);
+            }
+            if let Some(percent) = member.disk_percent {
+                self.member_disk.get_or_create(&label).set(approximate(percent) / 100.0);
+            }
+        }
     }
 
     /// Sums and maxima of what finds no room go to one series.

@@ -1,5 +1,5 @@
 use super::labels::OTHER;
-use super::reading::GroupReading;
+use super::reading::{GroupReading, MemberReading};
 use super::*;
 
 fn topic(name: &str) -> TopicName {
@@ -132,6 +132,15 @@ const NAMES: &[&str] = &[
     "drumlin_raft_term",
     "drumlin_raft_leader",
     "drumlin_raft_elections_total",
+    "drumlin_replica_paired",
+    "drumlin_replica_up",
+    "drumlin_replica_lag_entries",
+    "drumlin_replica_lag_bytes",
+    "drumlin_replica_lag_seconds",
+    "drumlin_replica_disk_ratio",
+    "drumlin_witness_up",
+    "drumlin_gate_openings_total",
+    "drumlin_state_digest_mismatch_total",
     "drumlin_request_duration_seconds_bucket",
     "drumlin_disk_total_bytes",
     "drumlin_disk_free_bytes",
@@ -152,6 +161,7 @@ const NAMES: &[&str] = &[
 fn every_built_name_is_in_a_scrape_with_the_common_labels() {
     let metrics = Metrics::default();
     metrics.register_log(&crate::log::LogMetrics::default());
+    metrics.register_replication(Counter::default(), Counter::default());
     metrics.messages_in(&topic("orders"), RecordKind::Normal, [1]);
     metrics.messages_out(&topic("orders"), Some(&group("billing")), false, 1, 1);
     metrics.rpc("SendMessage", "OK", false, Duration::from_millis(2));
@@ -171,7 +181,22 @@ fn every_built_name_is_in_a_scrape_with_the_common_labels() {
         queueing_ms: 1,
     };
 
-    let reading = Reading { groups: vec![group], ..Reading::default() };
+    let peer = MemberReading {
+        node: "broker-a-1".into(),
+        is_reachable: true,
+        lag_entries: Some(1),
+        lag_bytes: Some(80),
+        lag_ms: Some(5),
+        disk_percent: Some(50),
+        ..MemberReading::default()
+    };
+    let witness = MemberReading { is_witness: true, ..MemberReading::default() };
+    let reading = Reading {
+        groups: vec![group],
+        paired: Some(true),
+        members: vec![peer, witness],
+        ..Reading::default()
+    };
     let text = metrics.scrape(&reading).expect("text can be written");
 
     let common = r#"cluster="drumlin",node_type="broker",node_id="broker-a",replica="broker-a-0""#;

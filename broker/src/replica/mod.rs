@@ -10,6 +10,7 @@ use drumlin_proto::record::Run;
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
 use parking_lot::RwLockReadGuard;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -33,6 +34,7 @@ pub mod witness;
 
 mod checkpointing;
 mod clock_source;
+mod digests;
 mod gating;
 mod log_store;
 mod network;
@@ -49,6 +51,7 @@ mod wire;
 
 use checkpointing::Checkpoints;
 use clock_source::ClockSource;
+use digests::Digests;
 use gate::GateView;
 pub(crate) use log_store::committed_hint;
 use membership::BrokerNode;
@@ -160,6 +163,7 @@ struct Shared {
     peers: watch::Receiver<PeerStates>,
     ended: watch::Sender<Option<Ended>>,
     own: OwnState,
+    digests: Digests,
 }
 
 /// How far this node has come, as operators see it.
@@ -381,6 +385,17 @@ impl Replica {
             }
             first
         });
+    }
+
+    /// Whether each other member's state is equal to this node's, where that is known: only a
+    /// leader compares.
+    pub fn equal_states(&self) -> BTreeMap<u64, bool> {
+        self.shared.digests.equal()
+    }
+
+    /// States of other members that were found to differ.
+    pub fn state_mismatches(&self) -> Counter {
+        self.shared.digests.mismatches()
     }
 
     pub fn log(&self) -> &Log {

@@ -92,6 +92,7 @@ impl Replica {
                 (0, 0)
             }
         };
+        let digest = self.shared.digests.newest();
         StateResponse {
             node: own.identity.node.clone(),
             node_id: own.identity.node_id,
@@ -107,8 +108,8 @@ impl Replica {
             applied_end: index_end(self.shared.published.applied().borrow().id),
             trimmed_below,
             applied_clock_ms,
-            digest_end: 0,
-            digest: bytes::Bytes::new(),
+            digest_end: digest.as_ref().map_or(0, |digest| digest.end.get()),
+            digest: digest.map(|digest| digest.digest).unwrap_or_default(),
             disk_percent,
             disk_free_bytes,
             disk_full: *self.shared.log.disk_full().borrow(),

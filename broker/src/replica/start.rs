@@ -17,6 +17,7 @@ use super::bootstrap::{self, Plan};
 use super::checkpoint::Opened;
 use super::checkpointing;
 use super::clock_source::ClockSource;
+use super::digests::{Digesting, Digests, Samples};
 use super::gate::Patience;
 use super::gating::{Driving, Gating};
 use super::log_store::{LogFacts, LogStore};
@@ -155,8 +156,15 @@ pub async fn start(
         },
     );
     let (trim_sender, trimmed) = watch::channel(trimmed);
-    let machine =
-        StateMachine::new(Arc::clone(&published), options.limits, membership, trim_sender, handle);
+    let (samples, sampled) = Samples::new();
+    let machine = StateMachine::new(
+        Arc::clone(&published),
+        options.limits,
+        membership,
+        trim_sender,
+        handle,
+        samples,
+    );
     let giving = Arc::new(Giving::new(
         log.clone(),
         checkpoints.clone(),
@@ -204,7 +212,18 @@ pub async fn start(
         peers: peers.clone(),
         stop: stop.child_token(),
     };
+    let digests = Digests::default();
+    let digesting = Digesting {
+        digests: digests.clone(),
+        samples: sampled,
+        published: Arc::clone(&published),
+        peers: peers.clone(),
+        status: status.clone(),
+        node_id: options.identity.node_id,
+        stop: stop.child_token(),
+    };
     let mut following = vec![
+        tokio::spawn(digesting.run()),
         tokio::spawn(driving.run()),
         tokio::spawn(peers::follow(raft.clone(), links.clone(), peers_sender, stop.child_token())),
         tokio::spawn(status::follow(
@@ -247,6 +266,7 @@ pub async fn start(
         gate: gating.view(),
         peers,
         own: OwnState::new(options.identity.clone(), options.data_dir.clone()),
+        digests,
     };
     let replica = Replica { shared: Arc::new(shared) };
     let running = Running {

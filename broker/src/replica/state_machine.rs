@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use super::Applying;
 use super::checkpointing::{Capture, CheckpointHandle, KeptCheckpoint};
+use super::digests::Samples;
 use super::membership;
 use super::published::{AppliedEnd, Published};
 use super::raft_types::{
@@ -36,6 +37,7 @@ pub(crate) struct StateMachine {
     membership: StoredMembership,
     trimmed: watch::Sender<TrimPoint>,
     checkpoints: CheckpointHandle,
+    samples: Samples,
 }
 
 impl StateMachine {
@@ -45,9 +47,10 @@ impl StateMachine {
         membership: StoredMembership,
         trimmed: watch::Sender<TrimPoint>,
         checkpoints: CheckpointHandle,
+        samples: Samples,
     ) -> Self {
         let applied = *published.applied().borrow();
-        Self { published, limits, applied, membership, trimmed, checkpoints }
+        Self { published, limits, applied, membership, trimmed, checkpoints, samples }
     }
 
     fn apply_entry(&mut self, entry: RaftEntry) -> io::Result<Outcomes> {
@@ -61,6 +64,7 @@ impl StateMachine {
             let Applying { state, index } = &mut *applying;
             let effects = state.apply(&entry, state.end(), index, &self.limits);
             self.published.note_feature_level(state.feature_level());
+            self.samples.applied(id.index, state);
             (effects, state.end())
         };
         let effects = effects.map_err(|error| {

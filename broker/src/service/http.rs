@@ -19,6 +19,7 @@ use crate::metrics::Metrics;
 use crate::metrics::reading::Reading;
 use crate::replica::{RaftStatus, Replica};
 use crate::retention::{DiskThresholds, DiskWatch};
+use crate::standing::{self, Copies, GroupStanding};
 
 mod gauges;
 mod listener;
@@ -44,7 +45,16 @@ struct Shared {
     stopping: CancellationToken,
     disk: parking_lot::Mutex<DiskWatch>,
     started_s: u64,
+    disk_warn_percent: u8,
     reading: Mutex<Option<(Instant, Arc<Reading>)>>,
+}
+
+impl Shared {
+    /// How the broker group stands, as this node sees it.
+    fn group(&self) -> GroupStanding {
+        let facts = standing::facts(&self.replica, self.disk_warn_percent);
+        standing::judge(&facts, Instant::now())
+    }
 }
 
 impl Http {
@@ -74,6 +84,7 @@ impl Http {
                 stopping,
                 disk,
                 started_s,
+                disk_warn_percent: config.disk_warn_percent,
                 reading,
             }),
         }
@@ -104,7 +115,8 @@ impl Http {
         let shared = Arc::clone(&self.shared);
         // Looks at the disk and into the index.
         let reading = tokio::task::spawn_blocking(move || {
-            gauges::read(&shared.replica, &shared.disk, shared.started_s)
+            let group = shared.group();
+            gauges::read(&shared.replica, &shared.disk, &group, shared.started_s)
         });
         let reading = Arc::new(reading.await?);
         *cached = Some((Instant::now(), Arc::clone(&reading)));
@@ -119,6 +131,8 @@ struct Facts {
     registered: bool,
     stopping: bool,
     runs_refused: Option<String>,
+    /// What is acknowledged has one copy instead of two.
+    alone: bool,
 }
 
 /// Ready or not, and a line for each reason or restriction.
@@ -137,6 +151,9 @@ fn readiness(facts: &Facts) -> (bool, Vec<String>) {
     if ready {
         reasons.push("ok".to_owned());
     }
+    if facts.alone {
+        reasons.push("alone: acknowledged messages have one copy".to_owned());
+    }
     if let Some(reason) = &facts.runs_refused {
         reasons.push(format!("refusing writes: {reason}"));
     }
@@ -150,6 +167,7 @@ async fn readyz(State(http): State<Http>) -> (StatusCode, String) {
         registered: *shared.registered.borrow(),
         stopping: shared.stopping.is_cancelled(),
         runs_refused: shared.replica.runs_refused(),
+        alone: shared.group().copies == Copies::Alone,
     };
     let (ready, lines) = readiness(&facts);
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -194,6 +212,13 @@ mod tests {
         assert!(reasons[0].contains("stopping"));
         assert!(reasons[1].contains("no leader"));
         assert!(reasons[2].contains("not registered"));
+    }
+
+    #[test]
+    fn alone_is_said_but_stays_ready() {
+        let (ready, lines) = readiness(&Facts { alone: true, ..serving() });
+        assert!(ready);
+        assert_eq!(lines[1], "alone: acknowledged messages have one copy");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod clients;
+pub mod cluster;
 pub mod creations;
 pub mod http;
 pub mod native;

@@ -8,10 +8,12 @@ use parking_lot::Mutex;
 
 use crate::command::GroupId;
 use crate::group::leases::Backlog;
-use crate::metrics::reading::{GroupReading, Reading};
+use crate::metrics::reading::{GroupReading, MemberReading, Reading};
 use crate::position::EntryIndex;
 use crate::replica::Replica;
+use crate::replica::membership::Role;
 use crate::retention::DiskWatch;
+use crate::standing::{Copies, GroupStanding, Standing};
 
 /// Readable and writable, as RocketMQ counts them.
 const READ: u64 = 4;
@@ -20,7 +22,12 @@ const WRITE: u64 = 2;
 const FIRST_ENTRIES_MAX: usize = 8;
 
 /// Blocks: looks at the disk and into the index.
-pub(super) fn read(replica: &Replica, disk: &Mutex<DiskWatch>, started_s: u64) -> Reading {
+pub(super) fn read(
+    replica: &Replica,
+    disk: &Mutex<DiskWatch>,
+    group: &GroupStanding,
+    started_s: u64,
+) -> Reading {
     let progress = replica.progress();
     let log = replica.log();
     let durable = log.durable_end().borrow().position;
@@ -44,6 +51,12 @@ pub(super) fn read(replica: &Replica, disk: &Mutex<DiskWatch>, started_s: u64) -
         trimmed_index: trimmed.below.get(),
         term: progress.term.get(),
         leads: progress.leads,
+        paired: match group.copies {
+            Copies::Paired => Some(true),
+            Copies::Alone => Some(false),
+            Copies::Single | Copies::Majority => None,
+        },
+        members: members(group, replica.identity().node_id),
         storage_bytes: log.end().get().saturating_sub(trimmed.position.get()),
         flush_behind_bytes: log.end().get().saturating_sub(durable.get()),
         dispatch_behind_bytes: durable.get().saturating_sub(applied_position.get()),
@@ -62,6 +75,22 @@ pub(super) fn read(replica: &Replica, disk: &Mutex<DiskWatch>, started_s: u64) -
         Err(error) => tracing::warn!(%error, "the disk's fill level cannot be read"),
     }
     reading
+}
+
+fn members(group: &GroupStanding, me: u64) -> Vec<MemberReading> {
+    let others = group.members.iter().filter(|member| member.id != me);
+    let member = |member: &Standing| MemberReading {
+        node: member.node.name.clone(),
+        is_witness: member.node.role == Role::Witness,
+        is_reachable: member.is_reachable,
+        lag_entries: member.lag_entries,
+        lag_bytes: member.lag_bytes,
+        lag_ms: member.lag_ms,
+        disk_percent: (member.said.as_ref())
+            .filter(|said| !said.witness)
+            .map(|said| u64::from(said.disk_percent)),
+    };
+    others.map(member).collect()
 }
 
 /// Inclusive, where an end is exclusive; 0 where there is none.
