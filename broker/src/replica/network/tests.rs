@@ -252,6 +252,7 @@ impl Group {
             election_timeout_min: config.election_timeout_min,
             election_timeout_max: config.election_timeout_max,
             peer_silence_max: Duration::from_secs(1),
+            seed_bytes_per_second_max: None,
             settle_timeout: Duration::from_secs(2),
             commit_seconds: Histogram::new([1.0]),
             elections: Counter::default(),
@@ -277,6 +278,7 @@ impl Group {
             addresses: BTreeMap::new(),
             heartbeat_interval: Duration::from_millis(100),
             log: log.clone(),
+            giving: None,
             gating: Gating::new(Patience {
                 silence_max: Duration::from_secs(2),
                 new_leader_silence_max: Duration::from_millis(300),
