@@ -35,7 +35,7 @@ impl Broker {
             return Ok(());
         }
         self.config.tie_to_parent()?;
-        logging::start(global, &loaded.keys.node.name, "info,openraft=warn")?;
+        logging::start(global, &loaded.keys.node.name, "info,openraft=error")?;
         server::log_start("broker", &loaded);
         super::runtime()?.block_on(serve(&loaded.keys))
     }

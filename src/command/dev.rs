@@ -62,7 +62,7 @@ impl Dev {
             config::load(&self.given(self.nameserver_preset()), BrokerKeys::TABLES)?;
         let broker: Loaded<BrokerKeys> =
             config::load(&self.given(self.broker_preset()), NameserverKeys::TABLES)?;
-        logging::start(global, &broker.keys.node.name, "info,openraft=warn")?;
+        logging::start(global, &broker.keys.node.name, "info,openraft=error")?;
         server::log_start("nameserver", &nameserver);
         server::log_start("broker", &broker);
         super::runtime()?.block_on(self.serve(&nameserver.keys, &broker.keys, global))

@@ -26,7 +26,7 @@ impl Nameserver {
             return Ok(());
         }
         self.config.tie_to_parent()?;
-        logging::start(global, &loaded.keys.node.name, "info,openraft=warn")?;
+        logging::start(global, &loaded.keys.node.name, "info,openraft=error")?;
         server::log_start("nameserver", &loaded);
         super::runtime()?.block_on(serve(&loaded.keys))
     }
