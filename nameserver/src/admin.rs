@@ -66,13 +66,23 @@ impl AdminService {
         }
     }
 
-    /// The one broker group that a queue id without a group's name can mean.
-    fn only_group_of(&self, topic: &str) -> Result<Result<String, Option<NativeStatus>>, Status> {
+    /// The broker group that a queue id belongs to: the one named, else the only one it can mean.
+    fn group_of_queue(
+        &self,
+        topic: &str,
+        named: &str,
+    ) -> Result<Result<String, Option<NativeStatus>>, Status> {
+        if !named.is_empty() {
+            let known = self.shared.directory.read(|table| table.knows_group(named));
+            let unknown =
+                || fault(Code::InvalidArgument, format!("there is no broker group {named}"));
+            return Ok(known.then(|| named.to_owned()).ok_or_else(unknown));
+        }
         let mut groups = self.groups_of(topic)?;
         let only = groups.pop().filter(|_| groups.is_empty());
         let several = || {
-            let text = format!("topic {topic} has queues on several broker groups: ask its broker");
-            fault(Code::Unsupported, text)
+            let text = format!("topic {topic} has queues on several broker groups: name one");
+            fault(Code::InvalidArgument, text)
         };
         Ok(only.ok_or_else(several))
     }
@@ -198,7 +208,7 @@ impl Admin for AdminService {
         request: Request<api::CommitOffsetRequest>,
     ) -> Answer<api::CommitOffsetResponse> {
         let (call, commit) = Call::split(request);
-        let group = match self.only_group_of(&commit.topic)? {
+        let group = match self.group_of_queue(&commit.topic, &commit.broker_group)? {
             Ok(group) => group,
             Err(status) => return Ok(Response::new(api::CommitOffsetResponse { status })),
         };
@@ -210,7 +220,7 @@ impl Admin for AdminService {
         request: Request<api::GetCommittedOffsetRequest>,
     ) -> Answer<api::GetCommittedOffsetResponse> {
         let (call, get) = Call::split(request);
-        let group = match self.only_group_of(&get.topic)? {
+        let group = match self.group_of_queue(&get.topic, &get.broker_group)? {
             Ok(group) => group,
             Err(status) => {
                 return Ok(Response::new(api::GetCommittedOffsetResponse { status, offset: None }));

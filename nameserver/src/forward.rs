@@ -26,7 +26,8 @@ where
     let look = |table: &RouteTable| table.address(broker_group, INTERNAL_LISTENER);
     let find = |until| shared.directory.wait_for(until, look);
     let hold_until = call.hold_until(NO_DEADLINE_HOLD);
-    let carried = carry(&shared.forwarder, call, message, hold_until, find, send).await;
+    let call = shared.clients.complete(call);
+    let carried = carry(&shared.forwarder, &call, message, hold_until, find, send).await;
     carried.map(Response::into_inner).map_err(|error| match error {
         CarryError::Failed(status) => status,
         CarryError::Nobody => {

@@ -5,6 +5,7 @@
 //! and `admin` are the edges over it, `forward` and `telemetry` carry calls on to brokers.
 
 mod admin;
+mod clients;
 mod cluster;
 pub mod config;
 mod directory;

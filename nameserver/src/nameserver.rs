@@ -22,6 +22,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 use crate::admin::AdminService;
+use crate::clients::Clients;
 use crate::cluster::ClusterService;
 use crate::config::{Config, ListenerConfig};
 use crate::directory::Directory;
@@ -89,6 +90,7 @@ impl Nameserver {
         let shared = Arc::new(Shared {
             directory: Directory::new(table),
             forwarder: Forwarder::default(),
+            clients: Clients::default(),
             metrics: Metrics::new(&config.cluster, &config.node),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),

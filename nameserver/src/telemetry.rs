@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
+use crate::clients::Presence;
 use crate::forward::{Call, any_address, messaging};
 use crate::shared::Shared;
 
@@ -42,6 +43,8 @@ pub(crate) async fn relay(
     };
     // A broker's answer may begin only after its first command, so that one is needed now.
     let Some(mut opening) = first else { return Ok(()) };
+    let presence = shared.clients.enter(call.client_id());
+    presence.passes(&opening);
     loop {
         let wait = shared.directory.wait_for(Instant::now() + BROKER_WAIT, any_address);
         let address = tokio::select! {
@@ -52,7 +55,9 @@ pub(crate) async fn relay(
         let Some(address) = address else {
             return Err(Status::unavailable("no broker has registered yet"));
         };
-        match at_broker(shared, call, &address, &mut opening, &mut inbound, answers).await? {
+        match at_broker(shared, call, &address, &mut opening, &mut inbound, answers, &presence)
+            .await?
+        {
             Ended::Done => return Ok(()),
             Ended::BrokerLost => tokio::time::sleep(RETRY_PAUSE).await,
         }
@@ -72,6 +77,7 @@ async fn at_broker(
     opening: &mut TelemetryCommand,
     inbound: &mut Streaming<TelemetryCommand>,
     answers: &Answers,
+    presence: &Presence<'_>,
 ) -> Result<Ended, Status> {
     let (commands, stream) = mpsc::channel(COMMANDS_MAX);
     if commands.send(opening.clone()).await.is_err() {
@@ -89,6 +95,7 @@ async fn at_broker(
         tokio::select! {
             command = inbound.message() => {
                 let Ok(Some(command)) = command else { return Ok(Ended::Done) };
+                presence.passes(&command);
                 if matches!(command.command, Some(Command::Settings(_))) {
                     opening.clone_from(&command);
                 }

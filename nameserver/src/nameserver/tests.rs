@@ -174,9 +174,15 @@ async fn a_nameserver_that_just_started_waits_for_the_brokers_it_remembers() {
     let hello = Hello { group_uuid: "ff-ff".into(), ..stranger.hello() };
     let refused = Registered::open(again.address, hello).await.answer().await;
     assert_eq!(refused.status.unwrap().code(), NativeCode::PreconditionFailed);
-    let _registered = broker.register(again.address, vec![topic("orders", &[("a", 1)])]).await;
+    let mut registered = Registered::open(again.address, broker.hello()).await;
+    assert!(!registered.answer().await.settled, "it cannot say who is not there");
+    let told = vec![topic("orders", &[("a", 1)])];
+    let told = Topics { full: true, version: 1, changed: told, deleted: Vec::new() };
+    registered.tell(Told::Topics(told)).await;
+    registered.beat(1).await;
     query_until(&mut client, "orders", |answer| code(answer) == Some(Code::Ok)).await;
     assert!(again.nameserver.is_settled());
+    assert!(registered.answer().await.settled);
 }
 
 #[tokio::test]
@@ -414,8 +420,14 @@ async fn administration_is_merged_over_all_broker_groups_of_a_topic() {
     expected.sort_unstable();
     assert_eq!(ports, expected);
     let commit = api::CommitOffsetRequest { topic: "orders".into(), ..Default::default() };
+    let answer = admin.commit_offset(commit.clone()).await.unwrap().into_inner();
+    assert_eq!(answer.status.unwrap().code(), NativeCode::InvalidArgument, "of which group?");
+    let commit = api::CommitOffsetRequest { broker_group: "b".into(), ..commit };
+    let error = admin.commit_offset(commit.clone()).await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::Unimplemented, "it reached a broker");
+    let commit = api::CommitOffsetRequest { broker_group: "c".into(), ..commit };
     let answer = admin.commit_offset(commit).await.unwrap().into_inner();
-    assert_eq!(answer.status.unwrap().code(), NativeCode::Unsupported);
+    assert_eq!(answer.status.unwrap().code(), NativeCode::InvalidArgument, "no such group");
 }
 
 #[tokio::test]

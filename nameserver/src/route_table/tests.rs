@@ -362,7 +362,7 @@ proptest! {
                 let (told, leader) = nodes[n].beat.unwrap();
                 prop_assert!(!leader || told == *term, "{named} leads in {told}, seen {term}");
                 let leads = |(at, seen): (usize, &Seen)| {
-                    NODES[at].0 == *group && seen.beat == Some((*term, true)) && seen.stream.is_some()
+                    NODES[at].0 == *group && seen.beat == Some((*term, true)) && seen.may_be_named(now)
                 };
                 let leader_is_there = nodes.iter().enumerate().any(leads);
                 prop_assert!(!leader_is_there || leader, "{named} stands in for a leader that is there");
