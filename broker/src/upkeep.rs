@@ -14,6 +14,7 @@ use crate::command::Command;
 use crate::log::{Directory, Log, Storage};
 use crate::position::{EntryIndex, LogOffset};
 use crate::replica::Item;
+use crate::replica::peers::PeerState;
 use crate::retention::{
     DiskLevel, DiskSpace, DiskThresholds, DiskWatch, Policy, SegmentSpan, trim_below,
 };
@@ -59,7 +60,15 @@ fn every(period: Duration) -> Interval {
     ticks
 }
 
-/// Refuses runs while the disk is full.
+/// The other data replica with the fullest disk, and its fill in percent; those that do not answer
+/// now say nothing.
+fn fullest_peer(peers: &BTreeMap<u64, PeerState>) -> Option<(&str, u32)> {
+    let heard = peers.values().filter(|peer| peer.fresh && !peer.state.witness);
+    let fills = heard.map(|peer| (peer.state.node.as_str(), peer.state.disk_percent));
+    fills.max_by_key(|(_, percent)| *percent)
+}
+
+/// Refuses runs while the disk is full, or that of another replica, which must take them, too.
 #[derive(Debug)]
 struct Disk {
     context: Arc<Context>,
@@ -106,9 +115,18 @@ impl Disk {
             let percent = self.context.config.disk_refuse_percent;
             Some(format!("{used_bytes} of {total_bytes} bytes are used, {percent} % are the limit"))
         } else {
-            None
+            self.peer_is_full()
         };
         self.context.replica.refuse_runs(reason);
+    }
+
+    fn peer_is_full(&self) -> Option<String> {
+        let percent_max = u32::from(self.context.config.disk_refuse_percent);
+        let peers = self.context.replica.peers();
+        let peers = peers.borrow();
+        let (node, percent) =
+            fullest_peer(&peers).filter(|(_, percent)| *percent >= percent_max)?;
+        Some(format!("the disk of {node} is {percent} % full, {percent_max} % are the limit"))
     }
 
     /// A disk that does not answer must not hold up a worker.
@@ -306,11 +324,28 @@ fn newest_clock(log: &Log, first: EntryIndex, end: EntryIndex) -> io::Result<Opt
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use drumlin_proto::native::StateResponse;
 
     use super::*;
     use crate::entry::{Entry, EntryKind};
     use crate::log::LogOptions;
     use crate::position::{EntryId, Term};
+
+    #[test]
+    fn the_fullest_data_replica_that_answers_counts() {
+        let peer = |node: &str, disk_percent, witness, fresh| {
+            let node = node.to_owned();
+            let state = StateResponse { node, disk_percent, witness, ..StateResponse::default() };
+            PeerState { state, heard_at: Instant::now(), fresh }
+        };
+        let mut peers = BTreeMap::new();
+        assert_eq!(fullest_peer(&peers), None);
+        peers.insert(2, peer("b", 40, false, true));
+        peers.insert(3, peer("c", 91, false, true));
+        peers.insert(4, peer("w", 99, true, true));
+        peers.insert(5, peer("gone", 99, false, false));
+        assert_eq!(fullest_peer(&peers), Some(("c", 91)));
+    }
 
     /// Entries `i` with clock `10 * i`, but every fourth has none.
     fn log(dir: &tempfile::TempDir) -> Log {
