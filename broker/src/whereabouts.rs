@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use drumlin_proto::forward::INTERNAL_LISTENER;
 use drumlin_proto::native::{
@@ -13,7 +14,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use crate::replica::RaftStatus;
-use crate::replica::peers::PeerStates;
+use crate::replica::peers::{PeerState, PeerStates};
+
+/// A leader that did not answer for so long is not named. Raft finds out sooner when it is gone;
+/// this is for groups that cannot elect another.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
 
 /// Who leads a broker group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +91,8 @@ impl Whereabouts {
         }
         let members = self.members.borrow();
         let leader = status.leader.and_then(|leader| members.get(&leader));
-        let leader = leader.filter(|leader| leader.fresh);
+        let heard = |leader: &&PeerState| leader.fresh || leader.heard_at.elapsed() < SILENCE_MAX;
+        let leader = leader.filter(heard);
         match leader.and_then(|leader| address_of(&leader.state.listeners, listener)) {
             Some(address) => Leader::There { address: address.clone(), term: status.term.get() },
             None => Leader::Unknown,
@@ -247,7 +253,6 @@ mod tests {
 
     use super::*;
     use crate::position::Term;
-    use crate::replica::peers::PeerState;
 
     fn listeners(node: &str) -> Vec<Listener> {
         let listener = |name: &str| Listener {
@@ -275,8 +280,9 @@ mod tests {
 
     /// Node 2 was heard of.
     fn heard(fresh: bool) -> PeerStates {
+        let heard_at = if fresh { Instant::now() } else { Instant::now() - SILENCE_MAX };
         let state = StateResponse { listeners: listeners("a2"), ..StateResponse::default() };
-        Arc::new([(2, PeerState { state, heard_at: Instant::now(), fresh })].into())
+        Arc::new([(2, PeerState { state, heard_at, fresh })].into())
     }
 
     fn raft(term: u64, leader: Option<u64>, serving: bool) -> RaftStatus {
@@ -346,7 +352,7 @@ mod tests {
     #[tokio::test]
     async fn a_leader_is_waited_for() {
         let known = known();
-        let until = Instant::now() + std::time::Duration::from_secs(60);
+        let until = Instant::now() + Duration::from_secs(60);
         let waiting = known.whereabouts.leader_by(until, "a", "external");
         tokio::pin!(waiting);
         assert!(futures::poll!(&mut waiting).is_pending());

@@ -181,9 +181,12 @@ impl From<std::io::Error> for Fault {
 /// The definition of a topic, by the name that a client sent.
 pub(crate) fn find_topic(context: &Context, name: &str) -> Result<Arc<Topic>, Fault> {
     let name = TopicName::parse(name).map_err(Fault::invalid)?;
-    let view = context.replica.view();
-    let topic = view.state.catalog().topic_by_name(&name);
-    topic.cloned().ok_or_else(|| Fault::topic_not_found(name.as_str()))
+    let topic = context.replica.view().state.catalog().topic_by_name(&name).cloned();
+    topic.ok_or_else(|| match context.replica.raft_status().borrow().serving {
+        true => Fault::topic_not_found(name.as_str()),
+        // It may be too new for this node to know it.
+        false => Fault::new(Code::NotLeader, "this node does not lead the broker group"),
+    })
 }
 
 /// A queue of a topic on this broker group, by the number that a client sent.
