@@ -1,7 +1,7 @@
 //! Routes as they are pushed: which broker leads which queues of a topic.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use drumlin_proto::native::routes_client::RoutesClient;
@@ -13,6 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::connection::{Address, Backoff, Connections};
 use crate::error::{Code, Error};
+
+/// Access points that are watched at once.
+const WATCHES: usize = 2;
 
 /// Where the queues of a topic are.
 #[derive(Clone, Debug)]
@@ -62,7 +65,9 @@ impl RouteTable {
         let groups = pushed.queues.into_iter().map(|queues| {
             let leader = queues.leader.as_ref().and_then(|a| Address::of_native(a).ok());
             let known = self.leaders.entry(queues.broker_group.clone()).or_default();
-            if queues.term >= known.0 {
+            // Who sees nobody of a group may be cut off from it itself.
+            let sees_one = leader.is_some() && queues.term == known.0;
+            if queues.term > known.0 || sees_one {
                 *known = (queues.term, leader);
             }
             GroupRoute {
@@ -105,6 +110,8 @@ pub(crate) struct Routes {
     /// Rises with every change of the table.
     version: watch::Sender<u64>,
     wanted: watch::Sender<BTreeSet<String>>,
+    /// Whom each watch asks now.
+    asked: Arc<Mutex<[Option<Address>; WATCHES]>>,
 }
 
 impl Routes {
@@ -113,6 +120,7 @@ impl Routes {
             table: Arc::default(),
             version: watch::Sender::new(0),
             wanted: watch::Sender::new(BTreeSet::new()),
+            asked: Arc::default(),
         }
     }
 
@@ -188,12 +196,42 @@ impl Routes {
         table.leaders.values().filter_map(|(_, leader)| leader.clone()).collect()
     }
 
-    /// Keeps a watch open at one of the endpoints, or of the leaders, until it is stopped.
+    /// Keeps watches open, each at another of the endpoints or of the leaders, until it is stopped:
+    /// one that is cut off from the rest of the cluster does not know what it misses.
     pub(crate) async fn run(
         self,
         endpoints: Vec<Address>,
         connections: Arc<Connections>,
         stop: CancellationToken,
+    ) {
+        let watches = (0..WATCHES).map(|number| {
+            self.clone().keep_watch(number, endpoints.clone(), Arc::clone(&connections), &stop)
+        });
+        futures::future::join_all(watches).await;
+    }
+
+    /// Picks whom a watch asks next: nobody whom another one asks.
+    fn pick(&self, number: usize, turn: usize, endpoints: &[Address]) -> Option<Address> {
+        let places = access_points(endpoints, self.leaders());
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mine) = asked.get_mut(number) {
+            *mine = None;
+        }
+        let free: Vec<&Address> =
+            places.iter().filter(|place| !asked.iter().flatten().any(|at| at == *place)).collect();
+        let picked = turn.checked_rem(free.len()).and_then(|at| free.get(at)).copied().cloned();
+        if let Some(mine) = asked.get_mut(number) {
+            mine.clone_from(&picked);
+        }
+        picked
+    }
+
+    async fn keep_watch(
+        self,
+        number: usize,
+        endpoints: Vec<Address>,
+        connections: Arc<Connections>,
+        stop: &CancellationToken,
     ) {
         let mut backoff = Backoff::new();
         let mut wanted = self.wanted.subscribe();
@@ -202,17 +240,14 @@ impl Routes {
                 () = stop.cancelled() => return,
                 some = wanted.wait_for(|topics| !topics.is_empty()) => if some.is_err() { return },
             }
-            let places = access_points(&endpoints, self.leaders());
-            let Some(endpoint) = turn.checked_rem(places.len()).and_then(|at| places.get(at))
-            else {
-                return;
-            };
-            let client = RoutesClient::new(connections.channel(endpoint))
-                .max_decoding_message_size(crate::connection::GRPC_BYTES_MAX);
-            tokio::select! {
-                () = stop.cancelled() => return,
-                error = self.watch(client, &mut backoff) => {
-                    tracing::debug!(%endpoint, %error, "route watch ended");
+            if let Some(endpoint) = self.pick(number, turn, &endpoints) {
+                let client = RoutesClient::new(connections.channel(&endpoint))
+                    .max_decoding_message_size(crate::connection::GRPC_BYTES_MAX);
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    error = self.watch(client, number == 0, &mut backoff) => {
+                        tracing::debug!(%endpoint, %error, "route watch ended");
+                    }
                 }
             }
             tokio::select! {
@@ -222,10 +257,12 @@ impl Routes {
         }
     }
 
-    /// Ends with the stream, and says why.
+    /// Ends with the stream, and says why. That a topic does not exist is taken from one source only:
+    /// the others may not have heard of it yet.
     async fn watch(
         &self,
         mut client: RoutesClient<tonic::transport::Channel>,
+        tells_absence: bool,
         backoff: &mut Backoff,
     ) -> String {
         let (requests, outbound) = mpsc::channel(4);
@@ -258,7 +295,9 @@ impl Routes {
                             return error.to_string();
                         }
                         backoff.reset();
-                        self.apply(response.routes);
+                        let mut routes = response.routes;
+                        routes.retain(|route| route.exists || tells_absence);
+                        self.apply(routes);
                     }
                     Ok(None) => return "the stream ended".into(),
                     Err(status) => return status.message().to_owned(),
@@ -310,6 +349,8 @@ mod tests {
         assert_eq!(leader(&routes).as_deref(), Some("h:1"));
         routes.apply(vec![pushed(4, 2)]);
         assert_eq!(leader(&routes).as_deref(), Some("h:2"));
+        routes.apply(vec![pushed(4, 0)]);
+        assert_eq!(leader(&routes).as_deref(), Some("h:2"), "another one may still see it");
         routes.apply(vec![pushed(5, 0)]);
         assert_eq!(leader(&routes), None);
     }
@@ -337,6 +378,20 @@ mod tests {
         let given = [Address::parse("n:1").unwrap()];
         let asked = access_points(&given, routes.leaders());
         assert_eq!(asked.iter().map(Address::as_str).collect::<Vec<_>>(), ["n:1", "h:2"]);
+    }
+
+    #[test]
+    fn watches_ask_different_places_in_turn() {
+        let routes = Routes::new();
+        let given = ["n:1", "n:2", "n:3"].map(|text| Address::parse(text).unwrap());
+        let pick = |number, turn, given: &[Address]| {
+            routes.pick(number, turn, given).map(|place| place.to_string())
+        };
+        assert_eq!(pick(0, 0, &given).as_deref(), Some("n:1"));
+        assert_eq!(pick(1, 0, &given).as_deref(), Some("n:2"));
+        assert_eq!(pick(0, 1, &given).as_deref(), Some("n:3"));
+        assert_eq!(pick(1, 1, &given).as_deref(), Some("n:2"));
+        assert_eq!(pick(0, 0, &given[1..2]), None, "the other one asks the only one");
     }
 
     #[tokio::test]

@@ -40,8 +40,8 @@ const ANSWER_MARGIN: Duration = Duration::from_millis(200);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Before a place that took nothing is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(3);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const CHANNELS_MAX: usize = 512;
 /// Message groups share this many places in line.
 const LINES: usize = 1024;

@@ -15,7 +15,7 @@ use drumlin_proto::native::{
     TopicRoute, TopicType, WatchRoutesRequest, WatchRoutesResponse, status,
 };
 use drumlin_proto::record::Run;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::task::AbortOnDropHandle;
@@ -24,8 +24,8 @@ use tonic::{Request, Response, Streaming};
 use crate::within;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, tonic::Status>> + Send>>;
-/// What to answer to a run, given its number on this leader from 0.
-type Script = dyn Fn(usize, &ProduceRequest) -> status::Code + Send + Sync;
+/// What to answer to a run, given its number on this leader from 0; `None` is never answered.
+type Script = dyn Fn(usize, &ProduceRequest) -> Option<status::Code> + Send + Sync;
 
 /// One leader, and access point for both.
 #[derive(Clone)]
@@ -33,7 +33,7 @@ struct Leader {
     script: Arc<Script>,
     /// Bodies of what was stored, in order.
     stored: Arc<Mutex<Vec<String>>>,
-    route: Arc<Mutex<Option<TopicRoute>>>,
+    route: watch::Sender<Option<TopicRoute>>,
 }
 
 impl Leader {
@@ -57,23 +57,27 @@ impl Broker for Leader {
         request: Request<Streaming<ProduceRequest>>,
     ) -> Result<Response<Self::ProduceStream>, tonic::Status> {
         let (leader, mut failed, mut number) = (self.clone(), HashSet::new(), 0);
-        let answers = request.into_inner().map(move |request| {
-            let request = request?;
+        let answers = request.into_inner().filter_map(move |request| {
+            let request = match request {
+                Ok(request) => request,
+                Err(error) => return Some(Err(error)),
+            };
             if request.resume {
                 failed.remove(&request.queue_id);
             }
             let code = match failed.contains(&request.queue_id) {
-                true => status::Code::OutOfOrder,
+                true => Some(status::Code::OutOfOrder),
                 false => (leader.script)(number, &request),
             };
             number += 1;
+            let code = code?;
             if code == status::Code::Ok {
                 leader.stored.lock().expect("not poisoned").extend(bodies(&request));
             } else {
                 failed.insert(request.queue_id);
             }
             let status = Some(Status { code: code.into(), ..Default::default() });
-            Ok(ProduceResponse { sequence: request.sequence, status, ..Default::default() })
+            Some(Ok(ProduceResponse { sequence: request.sequence, status, ..Default::default() }))
         });
         Ok(Response::new(Box::pin(answers)))
     }
@@ -95,11 +99,15 @@ impl Routes for Leader {
         request: Request<Streaming<WatchRoutesRequest>>,
     ) -> Result<Response<Self::WatchRoutesStream>, tonic::Status> {
         let (sender, answers) = mpsc::channel(4);
-        let route = self.route.clone();
+        let mut route = self.route.subscribe();
         let mut requests = request.into_inner();
         tokio::spawn(async move {
-            while let Ok(Some(_)) = requests.message().await {
-                let routes = route.lock().expect("not poisoned").iter().cloned().collect();
+            loop {
+                tokio::select! {
+                    asked = requests.message() => if !matches!(asked, Ok(Some(_))) { break },
+                    changed = route.changed() => if changed.is_err() { break },
+                }
+                let routes = route.borrow_and_update().iter().cloned().collect();
                 let status = Some(Status::default());
                 if sender.send(Ok(WatchRoutesResponse { status, routes })).await.is_err() {
                     break;
@@ -120,7 +128,7 @@ struct Cluster {
 impl Cluster {
     async fn start(queue_count: u32, scripts: Vec<Arc<Script>>) -> Self {
         let (mut leaders, mut addresses, mut servers) = (Vec::new(), Vec::new(), Vec::new());
-        let route = Arc::new(Mutex::new(None));
+        let route = watch::Sender::new(None);
         for script in scripts {
             let leader = Leader { script, stored: Arc::default(), route: route.clone() };
             let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -139,13 +147,13 @@ impl Cluster {
             leader: Some(Address { host: "127.0.0.1".into(), port: address.port().into() }),
             term: 1,
         });
-        *route.lock().expect("not poisoned") = Some(TopicRoute {
+        route.send_replace(Some(TopicRoute {
             topic: "t".into(),
             exists: true,
             r#type: TopicType::Mixed.into(),
             topic_id: 1,
             queues: queues.collect(),
-        });
+        }));
         Self { leaders, addresses, _servers: servers }
     }
 
@@ -157,7 +165,7 @@ impl Cluster {
 }
 
 fn always(code: status::Code) -> Arc<Script> {
-    Arc::new(move |_, _| code)
+    Arc::new(move |_, _| Some(code))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -213,8 +221,8 @@ async fn unknown_outcome_is_never_sent_to_another_queue() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn order_survives_a_leader_that_fails_every_third_run() {
     let every_third: Arc<Script> = Arc::new(|number, _| match number % 3 {
-        1 => status::Code::NotLeader,
-        _ => status::Code::Ok,
+        1 => Some(status::Code::NotLeader),
+        _ => Some(status::Code::Ok),
     });
     let cluster = Cluster::start(2, vec![every_third]).await;
     let client = cluster.client().await;
@@ -235,4 +243,33 @@ async fn order_survives_a_leader_that_fails_every_third_run() {
         let sent: Vec<_> = (0..300).filter(|n| n % 2 == group).collect();
         assert_eq!(of_group, sent, "group {group}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_frozen_leader_was_sent_goes_to_the_next_one() {
+    let frozen: Arc<Script> = Arc::new(|_, _| None);
+    let cluster = Cluster::start(1, vec![frozen, always(status::Code::Ok)]).await;
+    // The two are leaders of one group, one after the other.
+    let lead = |number: usize, term| {
+        cluster.leaders[number].route.send_modify(|route| {
+            let queues = &mut route.as_mut().expect("there is one").queues;
+            queues.truncate(1);
+            let port = cluster.addresses[number].port().into();
+            queues[0].leader = Some(Address { host: "127.0.0.1".into(), port });
+            queues[0].term = term;
+        });
+    };
+    lead(0, 1);
+    let client = cluster.client().await;
+    let producer = client.producer().build().await.unwrap();
+    let mut acks = Vec::new();
+    for n in 0..3 {
+        let message = Message::new("t", n.to_string()).message_group("g");
+        acks.push(within(producer.enqueue(message)).await.unwrap());
+    }
+    lead(1, 2);
+    for ack in acks {
+        within(ack).await.unwrap();
+    }
+    assert_eq!(cluster.leaders[1].bodies(), ["0", "1", "2"]);
 }

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 mod consume;
 mod examples;
 mod fail_over;
+mod group;
 mod nameserver;
 mod produce;
 
