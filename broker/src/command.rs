@@ -11,7 +11,7 @@ mod archive;
 mod definitions;
 pub mod level;
 
-pub use archive::{CommandError, decode, encode};
+pub use archive::{CommandError, decode, decode_copy, encode, encode_copy};
 pub use definitions::{
     CatalogChange, CatalogDelta, Deleted, GroupDefinition, MessageGroupPlace, Shares, Topic,
 };

@@ -75,6 +75,11 @@ impl Whereabouts {
         internal.or_else(|| address_of(&self.listeners, listener)).cloned()
     }
 
+    /// The broker groups that nameservers have told of, without this node's.
+    pub fn other_groups(&self) -> Vec<String> {
+        self.others.borrow().iter().map(|group| group.broker_group.clone()).collect()
+    }
+
     /// The leader of a broker group, at its listener of this name.
     pub fn leader(&self, broker_group: &str, listener: &str) -> Leader {
         if self.is_own(broker_group) {

@@ -125,3 +125,6 @@ impl Catalog {
         )
     }
 }
+
+#[cfg(test)]
+mod tests;

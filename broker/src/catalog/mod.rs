@@ -156,6 +156,11 @@ impl Catalog {
         self.confirmed.get(broker_group).copied()
     }
 
+    /// The broker groups that have copies, or had.
+    pub fn copied_to(&self) -> impl Iterator<Item = &BrokerGroupName> {
+        self.confirmed.keys()
+    }
+
     /// The oldest deletion that not every copy has confirmed.
     pub fn oldest_deletion(&self) -> Option<u64> {
         self.deleted.keys().next().copied()

@@ -110,3 +110,84 @@ fn parts_that_contradict_each_other_are_refused() {
     reused.next_topic = 2;
     assert_eq!(Catalog::from_parts(reused), None);
 }
+
+#[test]
+fn a_topic_of_several_owners_is_usable_once_it_is_activated() {
+    let mut catalog = Catalog::default();
+    let shares = vec![share("a", 4), share("b", 2)];
+    let (name, kind) = (name("t"), TopicType::Fifo);
+    let new = NewTopic { name: &name, kind, shares: &shares, min_copies: 2, two_steps: true };
+    let id = catalog.create_topic(new, 7, 9).unwrap();
+    assert!(catalog.topic_by_name(&name).is_none());
+    assert_eq!(catalog.topics().count(), 0);
+    let taken = catalog.create_topic(new, 7, 9);
+    assert_eq!(taken, Err(Refusal::TopicExists(name.clone())), "its name is taken");
+    assert_eq!(catalog.activate_topic(id, 2), Err(Refusal::TopicChanged { version: 1 }));
+    catalog.activate_topic(id, 1).unwrap();
+    let topic = catalog.topic_by_name(&name).unwrap();
+    assert_eq!((&topic.shares, &topic.next, topic.version), (&shares, &None, 2));
+    assert_eq!(catalog.activate_topic(id, 1), Err(Refusal::TopicChanged { version: 2 }));
+}
+
+#[test]
+fn a_withdrawn_creation_leaves_nothing() {
+    let mut catalog = Catalog::default();
+    let (name, shares) = (name("t"), vec![share("b", 2)]);
+    let kind = TopicType::Fifo;
+    let new = NewTopic { name: &name, kind, shares: &shares, min_copies: 1, two_steps: true };
+    let id = catalog.create_topic(new, 7, 9).unwrap();
+    assert_eq!(catalog.withdraw_topic(id, 1), Ok(true));
+    assert!(catalog.definition_by_name(&name).is_none());
+    assert!(catalog.create_topic(new, 7, 9).unwrap() > id);
+}
+
+#[test]
+fn queue_lists_only_grow_and_change_in_two_steps() {
+    let mut catalog = Catalog::default();
+    let id = create(&mut catalog, "t").unwrap();
+    let grown = vec![share("a", 4), share("b", 2), share("c", 1)];
+    let shrunk = vec![share("a", 4)];
+    let refused = catalog.update_topic(id, 1, &shrunk, 1, true);
+    let broker_group = BrokerGroupName::parse("b").unwrap();
+    assert_eq!(refused, Err(Refusal::SharesShrink { broker_group, queue_count: 2 }));
+    let outdated = catalog.update_topic(id, 9, &grown, 1, true);
+    assert_eq!(outdated, Err(Refusal::TopicChanged { version: 1 }));
+    catalog.update_topic(id, 1, &grown, 2, true).unwrap();
+    let topic = Arc::clone(catalog.topic(id).unwrap());
+    assert_eq!((topic.shares.len(), topic.min_copies, topic.version), (2, 2, 2));
+    assert_eq!(topic.owners().count(), 3);
+    let again = catalog.update_topic(id, 2, &grown, 2, true);
+    assert_eq!(again, Err(Refusal::TopicChanging));
+    assert_eq!(catalog.withdraw_topic(id, 2), Ok(false));
+    catalog.update_topic(id, 3, &grown, 2, true).unwrap();
+    catalog.activate_topic(id, 4).unwrap();
+    assert_eq!(catalog.topic(id).unwrap().shares, grown);
+    let zero_copies = catalog.update_topic(id, 5, &grown, 0, true);
+    assert_eq!(zero_copies, Err(Refusal::Malformed { field: "copies" }));
+}
+
+#[test]
+fn message_groups_that_move_have_no_place_while_the_queue_list_changes() {
+    use crate::command::MessageGroupPlace;
+
+    let mut catalog = Catalog::default();
+    let id = create(&mut catalog, "t").unwrap();
+    let before = Arc::clone(catalog.topic(id).unwrap());
+    let grown = vec![share("a", 4), share("b", 4)];
+    catalog.update_topic(id, 1, &grown, 1, true).unwrap();
+    let during = Arc::clone(catalog.topic(id).unwrap());
+    catalog.activate_topic(id, 2).unwrap();
+    let after = Arc::clone(catalog.topic(id).unwrap());
+    let mut moving = 0;
+    for n in 0..1000 {
+        let message_group = format!("order-{n}");
+        let (old, new) = (before.place_of(&message_group), after.place_of(&message_group));
+        if old == new {
+            assert_eq!(during.place_of(&message_group), old);
+        } else {
+            moving += 1;
+            assert_eq!(during.place_of(&message_group), MessageGroupPlace::Moving);
+        }
+    }
+    assert!(moving > 100, "{moving}");
+}

@@ -14,7 +14,7 @@ use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::level::FEATURE_LEVEL_MAX;
-use super::{ClientKey, Command, GroupId, GroupStart, Lease, LeaseId, TopicType};
+use super::{CatalogDelta, ClientKey, Command, GroupId, GroupStart, Lease, LeaseId, TopicType};
 use crate::position::{EntryIndex, LogOffset};
 
 mod definitions;
@@ -208,6 +208,16 @@ pub fn encode(command: &Command) -> (u16, u16, Vec<u8>) {
         Command::Unreleased => (UNRELEASED, Vec::new()),
     };
     (kind, 1, archive)
+}
+
+/// The version and archive of [`super::CatalogChange::Copy`], for those it is pushed to.
+pub fn encode_copy(delta: &CatalogDelta) -> (u16, Vec<u8>) {
+    definitions::encode_copy(delta)
+}
+
+/// A delta out of [`encode_copy`], which may lie at any address.
+pub fn decode_copy(version: u16, archive: &[u8]) -> Result<CatalogDelta, CommandError> {
+    definitions::decode_copy(version, archive)
 }
 
 /// The command of an archive, which may lie at any address.

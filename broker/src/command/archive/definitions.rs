@@ -118,8 +118,23 @@ pub(super) fn encode(change: &CatalogChange) -> (u16, u16, Vec<u8>) {
             let (broker_group, upto) = (broker_group.as_str().to_owned(), *upto);
             (CONFIRM_COPY, 1, pack(&ConfirmCopyV1 { broker_group, upto }))
         }
-        CatalogChange::Copy(delta) => (COPY_CATALOG, 1, pack(&copy_v1(delta))),
+        CatalogChange::Copy(delta) => {
+            let (version, archive) = encode_copy(delta);
+            (COPY_CATALOG, version, archive)
+        }
     }
+}
+
+pub(super) fn encode_copy(delta: &CatalogDelta) -> (u16, Vec<u8>) {
+    (1, pack(&copy_v1(delta)))
+}
+
+pub(super) fn decode_copy(version: u16, archive: &[u8]) -> Result<CatalogDelta, CommandError> {
+    let kind = COPY_CATALOG;
+    if version != 1 {
+        return Err(CommandError::Unknown { kind, version });
+    }
+    copy_of(unpack(kind, archive)?)
 }
 
 /// `None`: some other command.
