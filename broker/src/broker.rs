@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use crate::config::{Config, ListenerConfig};
 use crate::copies_since::CopiesSince;
+use crate::copies;
 use crate::data_dir::{Bootstrap, Claim, DataDir, DataDirError, Found, Identity};
 use crate::disk::RealDisk;
 use crate::log::{Log, LogMetrics, LogOptions};
@@ -36,7 +37,9 @@ use crate::seed::Receiver;
 use crate::seed::install::{InstallError, InstallOptions, install};
 use crate::service::admin::AdminService;
 use crate::service::cluster::{self, ClusterService};
+use crate::service::catalog::CatalogService;
 use crate::service::creations::Creations;
+use crate::service::definitions::Definitions;
 use crate::service::http::Http;
 use crate::service::native::NativeService;
 use crate::service::rocketmq::Edge;
@@ -67,6 +70,8 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// What clients create on first use, over all edges.
     pub creations: Creations,
+    /// How topics and consumer groups come to be.
+    pub definitions: Definitions,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +116,7 @@ pub struct Broker {
     streams: TaskTracker,
     upkeep: JoinHandle<()>,
     first_checkpoint: JoinHandle<()>,
+    copying: JoinHandle<()>,
     /// Dropped last: it holds the lock.
     _data_dir: DataDir,
 }
@@ -147,6 +153,7 @@ impl Broker {
             replica: replica.clone(),
             metrics,
             creations: Creations::default(),
+            definitions: Definitions::default(),
         });
         replica.tell_listeners(listeners.iter().map(Bound::told).collect());
         if let Some(peers) = &peers {
@@ -177,6 +184,9 @@ impl Broker {
         let registration =
             Registration::start(hello, &context.config.nameservers, &context.replica, stop.clone());
         let whereabouts = whereabouts(&context, own_listeners, &registration);
+        context.definitions.attach(whereabouts.clone());
+        let copying = copies::keep_equal(Arc::clone(&context), whereabouts.clone(), stop.clone());
+        let copying = tokio::spawn(copying);
         let edge = Edge::start(Arc::clone(&context), whereabouts.clone(), stop.clone());
         let http = http.map(|(listener, address)| {
             let http = Http::new(
@@ -230,6 +240,7 @@ impl Broker {
             streams,
             upkeep,
             first_checkpoint,
+            copying,
             _data_dir: data_dir,
         }
     }
@@ -274,6 +285,7 @@ impl Broker {
         self.registration.join().await;
         report(self.upkeep.await, "upkeep");
         report(self.first_checkpoint.await, "the first checkpoint");
+        report(self.copying.await, "the task that pushes definitions");
         self.running.shutdown().await;
         if let Some(peers) = self.peers {
             peers.shutdown(self.context.identity.group_uuid).await;
@@ -601,6 +613,7 @@ async fn serve_listener(
             stop.clone(),
         ))
         .add_service(ClusterService::server(cluster, name.clone(), vantage.clone()))
+        .add_service(CatalogService::server(Arc::clone(&context)))
         .add_service(AdminService::server(Arc::clone(&context), vantage.clone()))
         .add_service(RoutesService::server(context, vantage, streams, stop.clone()))
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())

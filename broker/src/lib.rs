@@ -5,6 +5,7 @@ pub mod catalog;
 pub mod command;
 pub mod config;
 pub mod copies_since;
+mod copies;
 pub mod data_dir;
 pub mod disk;
 pub mod entry;

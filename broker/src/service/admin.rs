@@ -1,32 +1,35 @@
 //! `drumlin.v1.Admin`: definitions, offsets and state, for tools and access points.
+//!
+//! Any broker answers for the cluster: what others know is asked of the leaders of their groups, once;
+//! a call that another process sent on is answered for the own group.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use drumlin_proto::ids::{BrokerGroupName, GroupName, QueueKey, QueueOffset, TopicName};
+use drumlin_proto::forward::{Call, FORWARDED_BY, administration};
+use drumlin_proto::ids::{BrokerGroupName, GroupName, TopicName};
 use drumlin_proto::native::admin_server::{Admin, AdminServer};
 use drumlin_proto::native::status::Code;
-use drumlin_proto::native::{self as api, TopicType as WireType};
+use drumlin_proto::native::{self as api, Status as NativeStatus, TopicType as WireType};
+use futures::future::join_all;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::creations::PER_SECOND_MAX;
-use super::native::fetch::resolve;
-use super::native::{Fault, REQUEST_BYTES_MAX, find_queue, find_topic, ok};
+use super::definitions::{ProposeFault, Wanted, checked_copies};
+use super::native::{Fault, REQUEST_BYTES_MAX, find_topic, ok};
 use super::rocketmq::told;
 use crate::broker::Context;
-use crate::catalog::{ConsumerGroup, Topic};
-use crate::command::{Command, GroupId, GroupStart, Outcome, Refusal, TopicType};
+use crate::command::{Refusal, TopicType};
 use crate::registration::wire_topic;
-use crate::replica::{Applied, Item, ProposeError};
+use crate::replica::ProposeError;
 use crate::whereabouts::Vantage;
+
+mod own_group;
 
 /// How long a change may wait for its turn.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Queues of a topic that names no number.
-const QUEUE_COUNT_DEFAULT: u16 = 8;
-/// Queues of one topic on one broker group: each costs memory for as long as the topic exists.
-const QUEUE_COUNT_MAX: u16 = 1024;
 
 /// The administration service; clones share everything.
 #[derive(Clone, Debug)]
@@ -50,64 +53,80 @@ macro_rules! respond {
     }};
 }
 
+/// A change of definitions: done here if this broker makes them or was told to, else asked for.
+macro_rules! definition {
+    ($self:ident, $request:ident, $rpc:ident, $here:ident, $Response:ident) => {{
+        let here = is_sent_on(&$request) || $self.context.makes_definitions();
+        let (call, message) = Call::split($request);
+        let done = if here {
+            $self.$here(message).await
+        } else {
+            let send =
+                |channel, request| async move { administration(channel).$rpc(request).await };
+            $self.context.ask_catalog(call, message, send).await
+        };
+        respond!($self, done, $Response)
+    }};
+}
+
+/// The same question to several broker groups; the first answer that is not OK stands for all.
+macro_rules! ask_groups {
+    ($self:ident, $groups:expr, $call:expr, $message:expr, $rpc:ident, $here:ident) => {{
+        let (own_group_only, call) = (true, $call);
+        let message = || {
+            let mut message = $message.clone();
+            message.own_group_only = own_group_only;
+            message
+        };
+        let ask = |group: BrokerGroupName| {
+            let (message, call) = (message(), call.clone());
+            async move {
+                if $self.leads(&group) {
+                    return $self.$here(message).await;
+                }
+                let send =
+                    |channel, request| async move { administration(channel).$rpc(request).await };
+                let answer = $self.context.ask_group(&group, call, message, send).await?;
+                checked(answer.status.as_ref()).map(|()| answer)
+            }
+        };
+        join_all($groups.into_iter().map(ask)).await.into_iter().collect::<Result<Vec<_>, Fault>>()
+    }};
+}
+
+/// Whether another process sent the call on to this one.
+fn is_sent_on<T>(request: &Request<T>) -> bool {
+    request.metadata().contains_key(FORWARDED_BY)
+}
+
+fn checked(status: Option<&NativeStatus>) -> Result<(), Fault> {
+    match status {
+        Some(status) if status.code() == Code::Ok => Ok(()),
+        Some(status) => Err(Fault::new(status.code(), status.message.clone())),
+        None => Err(Fault::new(Code::Internal, "an answer without a status")),
+    }
+}
+
 impl AdminService {
     pub fn server(context: Arc<Context>, vantage: Vantage) -> AdminServer<Self> {
         AdminServer::new(Self { context, vantage }).max_decoding_message_size(REQUEST_BYTES_MAX)
-    }
-
-    async fn change(&self, command: Command) -> Result<Outcome, Fault> {
-        Ok(self.try_change(command).await?)
-    }
-
-    async fn try_change(&self, command: Command) -> Result<Outcome, ProposeError> {
-        let deadline = Some(Instant::now() + CHANGE_TIMEOUT);
-        match self.context.replica.propose(Item::Command(command), deadline).await? {
-            Applied::Command(outcome) => Ok(outcome),
-            Applied::Run { .. } => unreachable!("a command was proposed"),
-        }
-    }
-
-    /// Reads wait for all that was committed before.
-    async fn settled(&self) -> Result<(), Fault> {
-        Ok(self.context.replica.read_barrier().await?)
     }
 
     fn own_group(&self) -> &BrokerGroupName {
         &self.context.config.broker_group
     }
 
-    fn shares(
-        &self,
-        request: &api::CreateTopicRequest,
-    ) -> Result<Vec<(BrokerGroupName, u16)>, Fault> {
-        let queue_count = match request.queue_count {
-            0 => QUEUE_COUNT_DEFAULT,
-            count => u16::try_from(count)
-                .ok()
-                .filter(|count| *count <= QUEUE_COUNT_MAX)
-                .ok_or_else(|| {
-                    Fault::invalid(format!("a topic has at most {QUEUE_COUNT_MAX} queues a group"))
-                })?,
-        };
-        for name in &request.broker_groups {
-            if name != self.own_group().as_str() {
-                return Err(Fault::invalid(format!("broker group {name} is not known")));
-            }
-        }
-        Ok(vec![(self.own_group().clone(), queue_count)])
+    fn leads(&self, broker_group: &BrokerGroupName) -> bool {
+        broker_group == self.own_group() && self.context.replica.raft_status().borrow().serving
     }
 
     async fn create(
         &self,
         request: api::CreateTopicRequest,
     ) -> Result<api::CreateTopicResponse, Fault> {
-        let config = &self.context.config;
-        if config.broker_group != config.catalog_group {
-            let owner = &config.catalog_group;
-            let text = format!("broker group {owner} owns the catalog: ask it");
-            return Err(Fault::elsewhere(owner.as_str(), &self.vantage, text));
-        }
-        if request.auto && !config.auto_create_topics {
+        let context = &self.context;
+        self.owns_catalog()?;
+        if request.auto && !context.config.auto_create_topics {
             let text = "topics are not created on first use here";
             return Err(Fault::new(Code::PreconditionFailed, text));
         }
@@ -117,11 +136,11 @@ impl AdminService {
             return Err(Fault::invalid(text));
         }
         if request.auto {
-            if let Ok(topic) = find_topic(&self.context, name.as_str()) {
+            if let Ok(topic) = find_topic(context, name.as_str()) {
                 let topic = Some(wire_topic(&topic));
                 return Ok(api::CreateTopicResponse { status: ok(), topic });
             }
-            if !self.context.creations.topics.lock().take(Instant::now()) {
+            if !context.creations.topics.lock().take(Instant::now()) {
                 let text = format!("{PER_SECOND_MAX} topics were created within a second");
                 return Err(Fault::new(Code::Busy, text));
             }
@@ -132,237 +151,148 @@ impl AdminService {
             WireType::Fifo => TopicType::Fifo,
             WireType::Mixed => TopicType::Mixed,
         };
-        let shares = self.shares(&request)?;
+        let min_copies = checked_copies(request.min_copies.max(1))?;
+        let shares = context.shares(&request.broker_groups, request.queue_count, request.auto)?;
+        let wanted = Wanted { name: name.clone(), kind, shares, min_copies };
         let started = Instant::now();
-        let created =
-            self.try_change(Command::CreateTopic { name: name.clone(), kind, shares }).await;
-        let status = match created {
-            Ok(_) => ok(),
-            Err(ProposeError::Refused(Refusal::TopicExists(_))) if request.auto => ok(),
-            Err(error @ ProposeError::Refused(Refusal::TopicExists(_))) => {
-                Fault::from(error).status(&self.vantage)
+        let (status, topic) = match context.create_topic(wanted).await {
+            Ok(topic) => (ok(), topic),
+            Err(ProposeFault::Propose(exists @ ProposeError::Refused(Refusal::TopicExists(_)))) => {
+                let status = match request.auto {
+                    true => ok(),
+                    false => Fault::from(exists).status(&self.vantage),
+                };
+                (status, context.existing_topic(&name).await?)
             }
-            Err(error) => {
-                self.context.metrics.topic_created(false, started.elapsed());
-                return Err(error.into());
+            Err(failure) => {
+                context.metrics.topic_created(false, started.elapsed());
+                return Err(match failure {
+                    ProposeFault::Propose(error) => error.into(),
+                    ProposeFault::Fault(fault) => fault,
+                });
             }
         };
-        self.context.metrics.topic_created(true, started.elapsed());
-        let topic = find_topic(&self.context, name.as_str())?;
+        context.metrics.topic_created(true, started.elapsed());
         Ok(api::CreateTopicResponse { status, topic: Some(wire_topic(&topic)) })
+    }
+
+    /// Changes that were sent here by someone who is mistaken are refused.
+    fn owns_catalog(&self) -> Result<(), Fault> {
+        if self.context.owns_catalog() {
+            return Ok(());
+        }
+        let owner = &self.context.config.catalog_group;
+        let text = format!("broker group {owner} owns the catalog: ask it");
+        Err(Fault::elsewhere(owner.as_str(), &self.vantage, text))
+    }
+
+    async fn update(
+        &self,
+        request: api::UpdateTopicRequest,
+    ) -> Result<api::UpdateTopicResponse, Fault> {
+        self.owns_catalog()?;
+        let topic = self.context.update_topic(&request).await?;
+        Ok(api::UpdateTopicResponse { status: ok(), topic: Some(wire_topic(&topic)) })
     }
 
     async fn delete(
         &self,
         request: api::DeleteTopicRequest,
     ) -> Result<api::DeleteTopicResponse, Fault> {
-        let topic = find_topic(&self.context, &request.name)?;
-        self.change(Command::DeleteTopic { topic: topic.id }).await?;
+        self.owns_catalog()?;
+        self.context.delete_topic(&request.name).await?;
         Ok(api::DeleteTopicResponse { status: ok() })
     }
 
-    fn queue_state(&self, queue: QueueKey) -> Result<Option<api::QueueState>, Fault> {
-        let replica = &self.context.replica;
-        let Some((min, end)) = replica.queue_range(queue) else { return Ok(None) };
-        let last = end.get().checked_sub(1).filter(|last| *last >= min.get());
-        let newest = match last {
-            Some(last) => replica.lines_from(queue, QueueOffset::new(last), 1)?.pop(),
-            None => None,
-        };
-        Ok(Some(api::QueueState {
-            broker_group: self.own_group().to_string(),
-            queue_id: u32::from(queue.queue.get()),
-            min_offset: min.get(),
-            max_offset: end.get(),
-            newest_ms: newest.map_or(0, |line| i64::try_from(line.newest_ms).unwrap_or(i64::MAX)),
-        }))
+    async fn group(
+        &self,
+        request: api::CreateGroupRequest,
+    ) -> Result<api::CreateGroupResponse, Fault> {
+        self.owns_catalog()?;
+        let name = GroupName::parse(&request.name).map_err(Fault::invalid)?;
+        let group = self.context.group_or_create(&name, None).await?;
+        Ok(api::CreateGroupResponse { status: ok(), group_id: group.0 })
+    }
+
+    /// The broker groups that hold a topic; this one, which then says so, if none does.
+    fn owners(&self, topic: &str) -> Result<Vec<BrokerGroupName>, Fault> {
+        match find_topic(&self.context, topic) {
+            Ok(topic) => Ok(topic.shares.iter().map(|(name, _)| name.clone()).collect()),
+            Err(missing) if missing.code == Code::TopicNotFound => {
+                Ok(vec![self.own_group().clone()])
+            }
+            Err(fault) => Err(fault),
+        }
+    }
+
+    fn all_groups(&self) -> Vec<BrokerGroupName> {
+        let others = self.context.definitions.whereabouts().map(|known| known.other_groups());
+        let others = others.into_iter().flatten();
+        let mut names: Vec<_> =
+            others.filter_map(|name| BrokerGroupName::parse(&name).ok()).collect();
+        names.push(self.own_group().clone());
+        names
     }
 
     async fn describe(
         &self,
+        call: Call,
         request: api::DescribeTopicRequest,
     ) -> Result<api::DescribeTopicResponse, Fault> {
-        self.settled().await?;
-        let topic = find_topic(&self.context, &request.name)?;
-        let mut queues = Vec::new();
-        for queue in topic.queues(self.own_group()) {
-            queues.extend(self.queue_state(queue)?);
+        let groups = self.owners(&request.name)?;
+        let answers = ask_groups!(self, groups, call, request, describe_topic, describe_here)?;
+        let mut merged = api::DescribeTopicResponse { status: ok(), ..Default::default() };
+        for answer in answers {
+            let told = merged.topic.into_iter().chain(answer.topic);
+            merged.topic = told.max_by_key(|topic| topic.version);
+            merged.queues.extend(answer.queues);
         }
-        let topic = Some(wire_topic(&topic));
-        Ok(api::DescribeTopicResponse { status: ok(), topic, queues })
+        merged.queues.sort_by_key(|queue| (queue.broker_group.clone(), queue.queue_id));
+        Ok(merged)
     }
 
     async fn offsets(
         &self,
+        call: Call,
         request: api::QueryOffsetsRequest,
     ) -> Result<api::QueryOffsetsResponse, Fault> {
-        self.settled().await?;
-        let topic = find_topic(&self.context, &request.topic)?;
-        let mut offsets = Vec::new();
-        for queue in topic.queues(self.own_group()) {
-            let Some(offset) = resolve(&self.context, queue, request.at.as_ref())? else {
-                return Err(Fault::topic_not_found(&request.topic));
-            };
-            offsets.push(api::QueueOffset {
-                broker_group: self.own_group().to_string(),
-                queue_id: u32::from(queue.queue.get()),
-                offset: offset.get(),
-            });
-        }
+        let groups = self.owners(&request.topic)?;
+        let answers = ask_groups!(self, groups, call, request, query_offsets, offsets_here)?;
+        let mut offsets: Vec<_> = answers.into_iter().flat_map(|answer| answer.offsets).collect();
+        offsets.sort_by_key(|offset| (offset.broker_group.clone(), offset.queue_id));
         Ok(api::QueryOffsetsResponse { status: ok(), offsets })
     }
 
-    async fn topics(&self) -> Result<api::ListTopicsResponse, Fault> {
-        self.settled().await?;
-        let view = self.context.replica.view();
-        let topics = view.state.catalog().topics().map(|topic| wire_topic(topic)).collect();
-        Ok(api::ListTopicsResponse { status: ok(), topics })
-    }
-
-    async fn groups(&self) -> Result<api::ListGroupsResponse, Fault> {
-        self.settled().await?;
-        let groups: Vec<Arc<ConsumerGroup>> =
-            self.context.replica.view().state.catalog().groups().cloned().collect();
-        let groups = groups.iter().map(|group| self.wire_group(group)).collect();
-        Ok(api::ListGroupsResponse { status: ok(), groups })
-    }
-
-    fn wire_group(&self, group: &ConsumerGroup) -> api::Group {
-        let replica = &self.context.replica;
-        let now_ms = replica.clock_ms();
-        let view = replica.view();
-        let begun = view.state.groups().queues(group.id);
-        let queues = begun.filter_map(|(queue, leases)| {
-            let topic = view.state.catalog().topic(queue.topic)?;
-            let range = view.state.queue_range(queue)?;
-            let backlog = leases.backlog(now_ms, range.end);
-            Some(api::GroupQueue {
-                topic: topic.name.to_string(),
-                broker_group: self.own_group().to_string(),
-                queue_id: u32::from(queue.queue.get()),
-                min_offset: range.min.get(),
-                committed_offset: leases.committed().get(),
-                pulled_offset: leases.next().get(),
-                max_offset: range.end.get(),
-                in_flight: backlog.in_flight,
-                in_retry: backlog.in_retry,
-            })
-        });
-        api::Group { name: group.name.to_string(), queues: queues.collect() }
-    }
-
-    fn group_id(&self, name: &GroupName) -> Option<GroupId> {
-        let view = self.context.replica.view();
-        view.state.catalog().group_by_name(name).map(|group| group.id)
-    }
-
-    /// A consumer group begins to exist with the first offset committed for it.
-    async fn group_or_create(&self, name: &GroupName) -> Result<GroupId, Fault> {
-        if let Some(id) = self.group_id(name) {
-            return Ok(id);
-        }
-        let started = Instant::now();
-        if !self.context.creations.groups.lock().take(started) {
-            let text = format!("{PER_SECOND_MAX} consumer groups were created within a second");
-            return Err(Fault::new(Code::Busy, text));
-        }
-        let create = Command::CreateGroup { name: name.clone(), start: GroupStart::Earliest };
-        let created = match self.try_change(create).await {
-            Ok(Outcome::GroupCreated { group })
-            | Err(ProposeError::Refused(Refusal::GroupExists(group))) => Ok(group),
-            Ok(outcome) => unreachable!("{outcome:?} came of creating a group"),
-            Err(error) => Err(error.into()),
-        };
-        self.context.metrics.group_created(created.is_ok(), started.elapsed());
-        created
-    }
-
-    async fn create_group(
+    async fn groups(
         &self,
-        request: api::CreateGroupRequest,
-    ) -> Result<api::CreateGroupResponse, Fault> {
-        let name = GroupName::parse(&request.name).map_err(Fault::invalid)?;
-        let group = self.group_or_create(&name).await?;
-        Ok(api::CreateGroupResponse { status: ok(), group_id: group.0 })
-    }
-
-    /// Whether a queue id means one of this broker group: it is named, or the only one that holds
-    /// the topic.
-    fn owns_queues(&self, topic: &Topic, broker_group: &str) -> Result<(), Fault> {
-        let own = self.own_group();
-        let named = match topic.shares.as_slice() {
-            [(only, _)] if broker_group.is_empty() => only.as_str(),
-            _ if broker_group.is_empty() => {
-                let text =
-                    format!("topic {} has queues on several broker groups: name one", topic.name);
-                return Err(Fault::invalid(text));
-            }
-            _ => broker_group,
-        };
-        if named == own.as_str() {
-            return Ok(());
+        call: Call,
+        request: api::ListGroupsRequest,
+    ) -> Result<api::ListGroupsResponse, Fault> {
+        let groups = self.all_groups();
+        let answers = ask_groups!(self, groups, call, request, list_groups, list_here)?;
+        let mut queues: BTreeMap<String, Vec<api::GroupQueue>> = BTreeMap::new();
+        for group in answers.into_iter().flat_map(|answer| answer.groups) {
+            queues.entry(group.name).or_default().extend(group.queues);
         }
-        let text = format!("broker group {named} holds that queue");
-        Err(Fault::elsewhere(named, &self.vantage, text))
+        let groups = queues.into_iter().map(|(name, queues)| api::Group { name, queues });
+        Ok(api::ListGroupsResponse { status: ok(), groups: groups.collect() })
     }
 
-    async fn commit(
+    async fn list_here(&self, _: api::ListGroupsRequest) -> Result<api::ListGroupsResponse, Fault> {
+        self.groups_here().await
+    }
+
+    async fn topics(
         &self,
-        request: api::CommitOffsetRequest,
-    ) -> Result<api::CommitOffsetResponse, Fault> {
-        let name = GroupName::parse(&request.group).map_err(Fault::invalid)?;
-        let topic = find_topic(&self.context, &request.topic)?;
-        self.owns_queues(&topic, &request.broker_group)?;
-        let queue = find_queue(&self.context, &topic, request.queue_id)?;
-        let group = self.group_or_create(&name).await?;
-        let offset = QueueOffset::new(request.offset);
-        self.change(Command::CommitOffset { group, queue, offset }).await?;
-        Ok(api::CommitOffsetResponse { status: ok() })
-    }
-
-    async fn committed(
-        &self,
-        request: api::GetCommittedOffsetRequest,
-    ) -> Result<api::GetCommittedOffsetResponse, Fault> {
-        self.settled().await?;
-        let name = GroupName::parse(&request.group).map_err(Fault::invalid)?;
-        let topic = find_topic(&self.context, &request.topic)?;
-        self.owns_queues(&topic, &request.broker_group)?;
-        let queue = find_queue(&self.context, &topic, request.queue_id)?;
-        let missing = format!("consumer group {name} does not exist");
-        let group = self.group_id(&name).ok_or_else(|| Fault::new(Code::GroupNotFound, missing))?;
-        let view = self.context.replica.view();
-        let offset = view.state.leases(group, queue).map(|leases| leases.committed().get());
-        Ok(api::GetCommittedOffsetResponse { status: ok(), offset })
-    }
-
-    async fn broker(&self) -> Result<api::DescribeBrokerResponse, Fault> {
-        let context = &self.context;
-        let progress = context.replica.progress();
-        let state = context.replica.view().state.clone();
-        let applied_index = state.applied().map_or(0, |id| id.index.get());
-        let trimmed_index = state.trimmed().below.get();
-        let digest = tokio::task::spawn_blocking(move || state.digest()).await;
-        let internal = |error: String| Fault::new(Code::Internal, error);
-        let state_digest = digest
-            .map_err(|error| internal(error.to_string()))?
-            .map_err(|error| internal(error.to_string()))?;
-        let last = |end: crate::position::EntryIndex| end.previous().map_or(0, |last| last.get());
-        Ok(api::DescribeBrokerResponse {
-            status: ok(),
-            cluster: context.config.cluster.clone(),
-            broker_group: self.own_group().to_string(),
-            node: context.config.node.clone(),
-            group_uuid: context.identity.group_uuid.to_string(),
-            term: progress.term.get(),
-            leader: progress.leads,
-            appended_index: last(progress.appended_end),
-            durable_index: last(progress.durable_end),
-            committed_index: last(progress.committed_end),
-            applied_index,
-            trimmed_index,
-            state_digest,
-        })
+        call: Call,
+        request: api::ListTopicsRequest,
+    ) -> Result<api::ListTopicsResponse, Fault> {
+        if self.leads(self.own_group()) {
+            return self.topics_here().await;
+        }
+        let send =
+            |channel, request| async move { administration(channel).list_topics(request).await };
+        self.context.ask_group(self.own_group(), call, request, send).await
     }
 }
 
@@ -372,57 +302,74 @@ impl Admin for AdminService {
         &self,
         request: Request<api::CreateTopicRequest>,
     ) -> Answer<api::CreateTopicResponse> {
-        respond!(self, self.create(request.into_inner()).await, CreateTopicResponse)
+        definition!(self, request, create_topic, create, CreateTopicResponse)
     }
 
     async fn update_topic(
         &self,
-        _: Request<api::UpdateTopicRequest>,
+        request: Request<api::UpdateTopicRequest>,
     ) -> Answer<api::UpdateTopicResponse> {
-        let fault = Fault::new(Code::Unsupported, "topics cannot be changed yet");
-        respond!(self, Err(fault), UpdateTopicResponse)
+        definition!(self, request, update_topic, update, UpdateTopicResponse)
     }
 
     async fn create_group(
         &self,
         request: Request<api::CreateGroupRequest>,
     ) -> Answer<api::CreateGroupResponse> {
-        respond!(self, self.create_group(request.into_inner()).await, CreateGroupResponse)
+        definition!(self, request, create_group, group, CreateGroupResponse)
     }
 
     async fn delete_topic(
         &self,
         request: Request<api::DeleteTopicRequest>,
     ) -> Answer<api::DeleteTopicResponse> {
-        respond!(self, self.delete(request.into_inner()).await, DeleteTopicResponse)
+        definition!(self, request, delete_topic, delete, DeleteTopicResponse)
     }
 
     async fn list_topics(
         &self,
-        _: Request<api::ListTopicsRequest>,
+        request: Request<api::ListTopicsRequest>,
     ) -> Answer<api::ListTopicsResponse> {
-        respond!(self, self.topics().await, ListTopicsResponse)
+        let here = is_sent_on(&request);
+        let (call, list) = Call::split(request);
+        let topics = if here { self.topics_here().await } else { self.topics(call, list).await };
+        respond!(self, topics, ListTopicsResponse)
     }
 
     async fn describe_topic(
         &self,
         request: Request<api::DescribeTopicRequest>,
     ) -> Answer<api::DescribeTopicResponse> {
-        respond!(self, self.describe(request.into_inner()).await, DescribeTopicResponse)
+        let here = is_sent_on(&request) || request.get_ref().own_group_only;
+        let (call, describe) = Call::split(request);
+        let described = match here {
+            true => self.describe_here(describe).await,
+            false => self.describe(call, describe).await,
+        };
+        respond!(self, described, DescribeTopicResponse)
     }
 
     async fn query_offsets(
         &self,
         request: Request<api::QueryOffsetsRequest>,
     ) -> Answer<api::QueryOffsetsResponse> {
-        respond!(self, self.offsets(request.into_inner()).await, QueryOffsetsResponse)
+        let here = is_sent_on(&request) || request.get_ref().own_group_only;
+        let (call, query) = Call::split(request);
+        let offsets = match here {
+            true => self.offsets_here(query).await,
+            false => self.offsets(call, query).await,
+        };
+        respond!(self, offsets, QueryOffsetsResponse)
     }
 
     async fn list_groups(
         &self,
-        _: Request<api::ListGroupsRequest>,
+        request: Request<api::ListGroupsRequest>,
     ) -> Answer<api::ListGroupsResponse> {
-        respond!(self, self.groups().await, ListGroupsResponse)
+        let here = is_sent_on(&request) || request.get_ref().own_group_only;
+        let (call, list) = Call::split(request);
+        let groups = if here { self.groups_here().await } else { self.groups(call, list).await };
+        respond!(self, groups, ListGroupsResponse)
     }
 
     async fn commit_offset(

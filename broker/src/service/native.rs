@@ -195,7 +195,8 @@ pub(crate) fn find_queue(
     topic: &Topic,
     queue_id: u32,
 ) -> Result<QueueKey, Fault> {
-    let queue_count = topic.queue_count(&context.config.broker_group);
+    // Others may have learned of queues to come a moment before this broker.
+    let queue_count = topic.prepared_queue_count(&context.config.broker_group);
     match u16::try_from(queue_id) {
         Ok(queue) if queue < queue_count => {
             Ok(QueueKey { topic: topic.id, queue: QueueId::new(queue) })

@@ -9,7 +9,6 @@ use drumlin_proto::ids::{QueueKey, TopicName};
 use drumlin_proto::native::status::Code;
 use drumlin_proto::native::{ProduceRequest, ProduceResponse};
 use drumlin_proto::record::{RecordKind, Run};
-use drumlin_proto::route::place_of_message_group;
 use futures::{Stream, StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -20,7 +19,7 @@ use super::chains::Chains;
 use super::{Fault, find_queue, find_topic, ok};
 use crate::broker::Context;
 use crate::catalog::Topic;
-use crate::command::TopicType;
+use crate::command::{MessageGroupPlace, TopicType};
 use crate::replica::{Applied, Item, ProposeError};
 use crate::whereabouts::Vantage;
 
@@ -172,29 +171,50 @@ impl Accepting {
         queue_id: i32,
         run: Option<&Run>,
     ) -> Result<QueueKey, Fault> {
-        if queue_id != -1 {
-            let queue = u32::try_from(queue_id).map_err(Fault::invalid)?;
-            return find_queue(&self.context, topic, queue);
-        }
-        let message_group = run.and_then(|run| run.records().next()?.message_group());
-        let Some(message_group) = message_group else {
-            let queue_count = topic.queue_count(&self.context.config.broker_group).max(1);
-            self.next_queue = self.next_queue.wrapping_add(1);
-            return find_queue(&self.context, topic, u32::from(self.next_queue % queue_count));
-        };
-        let counts: Vec<u32> = topic.shares.iter().map(|(_, count)| u32::from(*count)).collect();
-        let place = place_of_message_group(message_group, &counts)
-            .and_then(|(share, queue)| Some((&topic.shares.get(share)?.0, queue)));
-        match place {
-            Some((owner, queue)) if *owner == self.context.config.broker_group => {
-                find_queue(&self.context, topic, queue)
+        let own = &self.context.config.broker_group;
+        let message_group = run.and_then(|run| run.records().find_map(|r| r.message_group()));
+        let queue = match (queue_id, message_group) {
+            (-1, None) => {
+                self.next_queue = self.next_queue.wrapping_add(1);
+                self.next_queue % topic.queue_count(own).max(1)
             }
-            Some((owner, _)) => Err(Fault::elsewhere(
+            (-1, Some(message_group)) => self.queue_of(topic, message_group)?,
+            (asked, _) => u16::try_from(asked).map_err(Fault::invalid)?,
+        };
+        // Whoever chose did so by a queue list that may be another one.
+        for message_group in
+            run.iter().flat_map(|run| run.records()).filter_map(|r| r.message_group())
+        {
+            if self.queue_of(topic, message_group)? != queue {
+                let text = format!(
+                    "queue {queue} of {} is not the one of message group {message_group}: its \
+                     queue list has changed",
+                    topic.name
+                );
+                return Err(Fault::new(Code::PreconditionFailed, text));
+            }
+        }
+        find_queue(&self.context, topic, u32::from(queue))
+    }
+
+    /// The queue of a message group, which must be one of this broker group.
+    fn queue_of(&self, topic: &Topic, message_group: &str) -> Result<u16, Fault> {
+        match topic.place_of(message_group) {
+            MessageGroupPlace::Queue(owner, queue)
+                if *owner == self.context.config.broker_group =>
+            {
+                Ok(queue)
+            }
+            MessageGroupPlace::Queue(owner, _) => Err(Fault::elsewhere(
                 owner.as_str(),
                 &self.vantage,
                 format!("broker group {owner} holds the queue of this message group"),
             )),
-            None => Err(Fault::topic_not_found(topic.name.as_str())),
+            MessageGroupPlace::Moving => {
+                let text = format!("the queue list of {} is being changed", topic.name);
+                Err(Fault::new(Code::Busy, text))
+            }
+            MessageGroupPlace::Nowhere => Err(Fault::topic_not_found(topic.name.as_str())),
         }
     }
 }

@@ -28,13 +28,12 @@ use super::settings::{POLL_MAX, RECEIVE_BATCH_MAX};
 use super::status::{Fault, ok};
 use super::{Edge, REPLY_MARGIN, Service, told, validate};
 use crate::catalog::Topic;
-use crate::command::{Command, Granted, GroupId, GroupStart, LeaseId, Outcome, Refusal};
+use crate::command::{Granted, GroupId, LeaseId, Refusal};
 use crate::filter::TagFilter;
 use crate::log::ReadError;
 use crate::metrics::labels::Processor;
-use crate::replica::{Applied, Item, ProposeError};
+use crate::replica::ProposeError;
 use crate::service::clients::{Sighting, client_key};
-use crate::service::creations::PER_SECOND_MAX;
 
 /// Lease that the broker chooses and renews.
 const RENEWED_LEASE_MS: u64 = 60_000;
@@ -157,35 +156,8 @@ impl Edge {
 
     /// The consumer group, created on its first use.
     async fn group_or_create(&self, name: &GroupName, caller: &Caller) -> Result<GroupId, Fault> {
-        let known = {
-            let view = self.replica().view();
-            view.state.catalog().group_by_name(name).map(|group| group.id)
-        };
-        if let Some(id) = known {
-            return Ok(id);
-        }
-        let started = Instant::now();
-        if !self.context.creations.groups.lock().take(started) {
-            let text = format!("{PER_SECOND_MAX} consumer groups were created within a second");
-            return Err(Fault::new(Code::TooManyRequests, text));
-        }
-        let command = Command::CreateGroup { name: name.clone(), start: GroupStart::Earliest };
-        match self.decided(Item::Command(command), caller).await? {
-            Ok(Applied::Command(Outcome::GroupCreated { group })) => {
-                self.context.metrics.group_created(true, started.elapsed());
-                tracing::info!(group = %name, "consumer group created on first use");
-                Ok(group)
-            }
-            Err(ProposeError::Refused(Refusal::GroupExists(group))) => Ok(group),
-            Ok(Applied::Run { .. } | Applied::Command(_)) => {
-                Err(Fault::new(Code::InternalServerError, "unexpected outcome of a new group"))
-            }
-            Err(error) => {
-                self.context.metrics.group_created(false, started.elapsed());
-                self.context.metrics.propose_refused(&error);
-                Err(error.into())
-            }
-        }
+        let deadline = caller.deadline.map(|deadline| deadline - REPLY_MARGIN);
+        Ok(self.context.group_or_create(name, deadline).await?)
     }
 
     /// Waits until there is something to give, the poll ends or the client is gone.

@@ -16,10 +16,11 @@ use super::caller::Caller;
 use super::status::{Fault, ok};
 use super::{Edge, Service, validate};
 use crate::catalog::Topic;
-use crate::command::{Command, Refusal, TopicType};
+use crate::command::{Refusal, TopicType};
 use crate::registration::wire_topic;
-use crate::replica::{Item, ProposeError};
+use crate::replica::ProposeError;
 use crate::service::creations::PER_SECOND_MAX;
+use crate::service::definitions::{ProposeFault, Wanted};
 
 /// Queues of a topic that is created on first use.
 const AUTO_QUEUES: u16 = 8;
@@ -48,7 +49,7 @@ impl Edge {
         let may_create = may_create && config.auto_create_topics && !name.is_derived();
         let catalog_group = config.catalog_group.as_str();
         if self.is_done_here(caller, catalog_group).await? {
-            let topic = self.topic_or_create(name, caller, may_create).await?;
+            let topic = self.topic_or_create(name, may_create).await?;
             return Ok(wire_topic(&topic));
         }
         let topic = self.ask_catalog(name, caller, may_create).await?;
@@ -127,10 +128,8 @@ impl Edge {
     async fn topic_or_create(
         &self,
         name: &TopicName,
-        caller: &Caller,
         may_create: bool,
     ) -> Result<Arc<Topic>, Fault> {
-        let config = &self.context.config;
         let missing = match self.topic(name) {
             Ok(topic) => return Ok(topic),
             Err(fault) => fault,
@@ -143,24 +142,29 @@ impl Edge {
             return Err(Fault::new(Code::TooManyRequests, text));
         }
         let started = Instant::now();
-        let command = Command::CreateTopic {
-            name: name.clone(),
-            kind: TopicType::Mixed,
-            shares: vec![(config.broker_group.clone(), AUTO_QUEUES)],
-        };
-        match self.decided(Item::Command(command), caller).await? {
-            Ok(_) => {
+        let shares = self.context.shares(&[], u32::from(AUTO_QUEUES), true)?;
+        let kind = TopicType::Mixed;
+        let wanted = Wanted { name: name.clone(), kind, shares, min_copies: 1 };
+        match self.context.create_topic(wanted).await {
+            Ok(topic) => {
                 self.context.metrics.topic_created(true, started.elapsed());
                 tracing::info!(topic = %name, queues = AUTO_QUEUES, "topic created on first use");
+                Ok(topic)
             }
-            Err(ProposeError::Refused(Refusal::TopicExists(_))) => {}
-            Err(error) => {
+            Err(ProposeFault::Propose(ProposeError::Refused(Refusal::TopicExists(_)))) => {
+                Ok(self.context.existing_topic(name).await?)
+            }
+            Err(failure) => {
                 self.context.metrics.topic_created(false, started.elapsed());
-                self.context.metrics.propose_refused(&error);
-                return Err(error.into());
+                Err(match failure {
+                    ProposeFault::Propose(error) => {
+                        self.context.metrics.propose_refused(&error);
+                        error.into()
+                    }
+                    ProposeFault::Fault(fault) => fault.into(),
+                })
             }
         }
-        self.topic(name)
     }
 }
 

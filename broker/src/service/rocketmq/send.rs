@@ -18,7 +18,7 @@ use super::status::{Fault, ok};
 use super::validate::{self, Batch};
 use super::{Edge, validate::DerivedType};
 use crate::catalog::Topic;
-use crate::command::TopicType;
+use crate::command::{MessageGroupPlace, TopicType};
 use crate::replica::{Applied, Item};
 use crate::service::clients::Sighting;
 
@@ -190,18 +190,20 @@ impl Edge {
         let own = &self.context.config.broker_group;
         // Who does not know the topic yet asks the leader of its group.
         let Ok(topic) = self.topic(&batch.topic) else { return own.to_string() };
+        if let Some(message_group) = &batch.message_group {
+            return match topic.place_of(message_group) {
+                MessageGroupPlace::Queue(owner, _) => owner.to_string(),
+                MessageGroupPlace::Moving | MessageGroupPlace::Nowhere => own.to_string(),
+            };
+        }
+        if topic.queue_count(own) > 0 {
+            return own.to_string();
+        }
         let counts: Vec<u32> = topic.shares.iter().map(|(_, count)| u32::from(*count)).collect();
-        let place = match &batch.message_group {
-            Some(message_group) => route::place_of_message_group(message_group, &counts),
-            None if topic.queue_count(own) > 0 => None,
-            None => {
-                let queues: Vec<_> = route::queues_in_route_order(&counts).collect();
-                let turn = self.next_queue.fetch_add(1, Ordering::Relaxed);
-                let turn = usize::try_from(turn).unwrap_or(0).checked_rem(queues.len());
-                turn.and_then(|turn| queues.get(turn).copied())
-            }
-        };
-        let owner = place.and_then(|(share, _)| topic.shares.get(share));
+        let queues: Vec<_> = route::queues_in_route_order(&counts).collect();
+        let turn = self.next_queue.fetch_add(1, Ordering::Relaxed);
+        let turn = usize::try_from(turn).unwrap_or(0).checked_rem(queues.len());
+        let owner = turn.and_then(|turn| topic.shares.get(queues.get(turn)?.0));
         owner.map_or_else(|| own.to_string(), |(owner, _)| owner.to_string())
     }
 
@@ -209,19 +211,18 @@ impl Edge {
     fn queue_for(&self, topic: &Topic, batch: &Batch) -> Result<QueueKey, Fault> {
         let own = &self.context.config.broker_group;
         let chosen = match &batch.message_group {
-            Some(message_group) => {
-                let counts: Vec<u32> =
-                    topic.shares.iter().map(|(_, count)| u32::from(*count)).collect();
-                let place = route::place_of_message_group(message_group, &counts);
-                let owner = place.and_then(|(share, _)| topic.shares.get(share));
-                if let Some((owner, _)) = owner
-                    && owner != own
-                {
+            Some(message_group) => match topic.place_of(message_group) {
+                MessageGroupPlace::Queue(owner, queue) if owner == own => Some(u32::from(queue)),
+                MessageGroupPlace::Queue(owner, _) => {
                     let text = format!("this message group belongs to broker group {owner}");
                     return Err(Fault::not_led(text));
                 }
-                place.map(|(_, queue)| queue)
-            }
+                MessageGroupPlace::Moving => {
+                    let text = format!("the queue list of {} is being changed", topic.name);
+                    return Err(Fault::new(Code::TooManyRequests, text));
+                }
+                MessageGroupPlace::Nowhere => None,
+            },
             None => {
                 let count = u32::from(topic.queue_count(own));
                 self.next_queue.fetch_add(1, Ordering::Relaxed).checked_rem(count)

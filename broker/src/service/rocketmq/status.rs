@@ -10,6 +10,7 @@ use drumlin_proto::rocketmq::{
 
 use crate::command::Refusal;
 use crate::replica::ProposeError;
+use crate::service::native;
 
 /// Why a call was refused: the code and a text for whoever reads the client's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +81,23 @@ impl From<ProposeError> for Fault {
             ProposeError::FeatureLevel { .. } => Code::NotImplemented,
         };
         Self::new(code, error.to_string())
+    }
+}
+
+impl From<native::Fault> for Fault {
+    fn from(fault: native::Fault) -> Self {
+        use drumlin_proto::native::status::Code as Told;
+        let code = match fault.code {
+            Told::Busy => Code::TooManyRequests,
+            Told::NotLeader => return Self::not_led(fault.message),
+            Told::Unavailable | Told::UnknownOutcome => Code::HaNotAvailable,
+            Told::DeadlineExceeded => Code::ProxyTimeout,
+            Told::TopicNotFound => Code::TopicNotFound,
+            Told::GroupNotFound => Code::ConsumerGroupNotFound,
+            Told::InvalidArgument => Code::BadRequest,
+            _ => Code::InternalServerError,
+        };
+        Self::new(code, fault.message)
     }
 }
 
