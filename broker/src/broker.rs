@@ -22,6 +22,7 @@ use crate::copies_since::CopiesSince;
 use crate::copies;
 use crate::data_dir::{Bootstrap, Claim, DataDir, DataDirError, Found, Identity};
 use crate::disk::RealDisk;
+use crate::feature_level;
 use crate::log::{Log, LogMetrics, LogOptions};
 use crate::metrics::{self, Metrics};
 use crate::position::EntryIndex;
@@ -117,6 +118,7 @@ pub struct Broker {
     upkeep: JoinHandle<()>,
     first_checkpoint: JoinHandle<()>,
     copying: JoinHandle<()>,
+    raising: JoinHandle<()>,
     /// Dropped last: it holds the lock.
     _data_dir: DataDir,
 }
@@ -164,6 +166,9 @@ impl Broker {
                 running.shutdown().await;
                 return Err(StartError::NotServing { reason });
             }
+            if let Err(error) = feature_level::raise(&replica).await {
+                tracing::warn!(%error, "the feature level was not raised");
+            }
             first_checkpoint(replica, CancellationToken::new()).await;
         }
         Ok(Self::serve(context, listeners, peers, http, running, data_dir))
@@ -187,6 +192,8 @@ impl Broker {
         context.definitions.attach(whereabouts.clone());
         let copying = copies::keep_equal(Arc::clone(&context), whereabouts.clone(), stop.clone());
         let copying = tokio::spawn(copying);
+        let raising = feature_level::raise_new_group(Arc::clone(&context), stop.clone());
+        let raising = tokio::spawn(raising);
         let edge = Edge::start(Arc::clone(&context), whereabouts.clone(), stop.clone());
         let http = http.map(|(listener, address)| {
             let http = Http::new(
@@ -241,6 +248,7 @@ impl Broker {
             upkeep,
             first_checkpoint,
             copying,
+            raising,
             _data_dir: data_dir,
         }
     }
@@ -286,6 +294,7 @@ impl Broker {
         report(self.upkeep.await, "upkeep");
         report(self.first_checkpoint.await, "the first checkpoint");
         report(self.copying.await, "the task that pushes definitions");
+        report(self.raising.await, "the task that raises the feature level");
         self.running.shutdown().await;
         if let Some(peers) = self.peers {
             peers.shutdown(self.context.identity.group_uuid).await;
@@ -628,3 +637,6 @@ async fn serve_listener(
 mod group_tests;
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod several_groups;

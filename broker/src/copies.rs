@@ -25,7 +25,8 @@ use crate::replica::{Item, ProposeError};
 use crate::whereabouts::{Leader, Whereabouts};
 
 /// A change of a queue list that not every owner has stored in this time is withdrawn.
-pub(crate) const PENDING_MAX: Duration = Duration::from_secs(5);
+pub(crate) const PENDING_MAX: Duration =
+    Duration::from_millis(if cfg!(test) { 500 } else { 5_000 });
 /// Between two questions to a broker group whose copy is equal: it may have been made anew.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(5);
 const PUSH_TIMEOUT: Duration = Duration::from_secs(6);

@@ -10,6 +10,7 @@ pub mod data_dir;
 pub mod disk;
 pub mod entry;
 pub mod fault;
+mod feature_level;
 pub mod filter;
 pub mod group;
 pub mod item;

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::replica::start::Running;
 use crate::service::creations::Creations;
+use crate::service::definitions::Definitions;
 
 mod hostile;
 mod receiving;
@@ -62,6 +63,7 @@ impl Fixture {
             replica,
             metrics,
             creations: Creations::default(),
+            definitions: Definitions::default(),
         });
         let stop = CancellationToken::new();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
