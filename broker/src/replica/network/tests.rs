@@ -252,7 +252,6 @@ impl Group {
             election_timeout_min: config.election_timeout_min,
             election_timeout_max: config.election_timeout_max,
             peer_silence_max: Duration::from_secs(1),
-            seed_bytes_per_second_max: None,
             settle_timeout: Duration::from_secs(2),
             commit_seconds: Histogram::new([1.0]),
             elections: Counter::default(),
@@ -283,7 +282,6 @@ impl Group {
                 silence_max: Duration::from_secs(2),
                 new_leader_silence_max: Duration::from_millis(300),
             }),
-            giving: None,
         });
         let config = openraft::Config {
             heartbeat_interval: 100,
