@@ -46,6 +46,7 @@ mod restore;
 mod seeding;
 mod state_machine;
 mod status;
+mod succession;
 mod trimming;
 mod wire;
 
@@ -158,6 +159,8 @@ struct Shared {
     checkpoints: Checkpoints,
     clock_jump_ms: watch::Receiver<u64>,
     links: Links,
+    /// Told when a stream of the leader broke.
+    broken: Arc<Notify>,
     seeding: Arc<Seeding>,
     gate: watch::Receiver<GateView>,
     peers: watch::Receiver<PeerStates>,
@@ -435,6 +438,7 @@ impl Replica {
     pub(crate) fn member_of(&self, mut parts: MemberParts) -> Arc<dyn Member> {
         let seeding = Arc::clone(&self.shared.seeding);
         parts.seeding.get_or_insert(seeding);
+        parts.broken = Arc::clone(&self.shared.broken);
         Arc::new(RaftMember::new(self.shared.raft.clone(), parts))
     }
 

@@ -51,6 +51,8 @@ const SLOWEST_BYTES_PER_SECOND: u64 = 4 << 20;
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// Calls in a row without an answer after which their connection is made anew.
 const UNANSWERED_CALLS_MAX: u32 = 5;
+/// How long it may take a member to show that it is there.
+const GONE_TIMEOUT: Duration = Duration::from_millis(300);
 /// Between two questions whether a member has pulled all of a seed.
 const SEED_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -161,6 +163,25 @@ impl Links {
     /// A call with who calls whom.
     pub(crate) fn request<T>(&self, target: u64, message: T) -> Request<T> {
         self.shared.request(target, message)
+    }
+
+    /// Whether nobody answers at a member's address. Not so where nothing comes back at all.
+    pub(crate) async fn is_gone(&self, node: &BrokerNode) -> bool {
+        let Ok((_, endpoint)) = self.shared.endpoint(node) else { return false };
+        let asked = async {
+            let channel = endpoint.connect().await.map_err(|error| timed_out(&error))?;
+            // Any answer will do, also that this is no probe for it.
+            let probed = client(channel).probe(proto::ProbeRequest {}).await;
+            match probed {
+                Err(status) => Err(status.source().is_none_or(timed_out)),
+                Ok(_) => Ok(()),
+            }
+        };
+        let is_alive_or_silent = match tokio::time::timeout(GONE_TIMEOUT, asked).await {
+            Ok(Ok(())) | Err(_) => true,
+            Ok(Err(is_alive_or_silent)) => is_alive_or_silent,
+        };
+        !is_alive_or_silent
     }
 
     /// The call to this member was answered.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use openraft::{SnapshotPolicy, StepDownPolicy};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +33,7 @@ use super::seeding::{Giving, Seeding};
 use super::state::{GateMode, Limits};
 use super::state_machine::StateMachine;
 use super::status::{self, StatusSenders};
+use super::succession::Succession;
 use super::trimming::Trimming;
 use super::{ProposeError, RaftStatus, Replica, Shared};
 use crate::data_dir::Identity;
@@ -222,9 +223,17 @@ pub async fn start(
         node_id: options.identity.node_id,
         stop: stop.child_token(),
     };
+    let broken = Arc::new(Notify::new());
+    let succession = Succession {
+        raft: raft.clone(),
+        links: links.clone(),
+        broken: Arc::clone(&broken),
+        stop: stop.child_token(),
+    };
     let mut following = vec![
         tokio::spawn(digesting.run()),
         tokio::spawn(driving.run()),
+        tokio::spawn(succession.run()),
         tokio::spawn(peers::follow(raft.clone(), links.clone(), peers_sender, stop.child_token())),
         tokio::spawn(status::follow(
             raft.clone(),
@@ -262,6 +271,7 @@ pub async fn start(
         clock_jump_ms,
         ended: ended_sender,
         links,
+        broken,
         seeding,
         gate: gating.view(),
         peers,

@@ -10,7 +10,7 @@ use futures::StreamExt;
 use openraft::async_runtime::WatchReceiver;
 use openraft::storage::{RaftStateMachine, Snapshot};
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tonic::{Status, Streaming};
 
 use super::{Member, MemberIdentity, Responses};
@@ -55,12 +55,14 @@ pub(crate) struct MemberParts {
     pub(crate) trim_upto: Option<watch::Sender<Option<EntryId>>>,
     /// While set, votes are refused: this node's log may be shorter than what it had answered.
     pub(crate) votes_refused: Arc<AtomicBool>,
+    /// Told when a caller's stream of appends broke.
+    pub(crate) broken: Arc<Notify>,
 }
 
 impl MemberParts {
     pub(crate) fn new(identity: MemberIdentity, role: Role, state: StateProvider) -> Self {
-        let votes_refused = Arc::default();
-        Self { identity, role, state, seeding: None, trim_upto: None, votes_refused }
+        let (votes_refused, broken) = (Arc::default(), Arc::default());
+        Self { identity, role, state, seeding: None, trim_upto: None, votes_refused, broken }
     }
 }
 
@@ -150,12 +152,14 @@ impl<SM: RaftStateMachine<TypeConfig, SnapshotData = Manifest>> Member for RaftM
         let fed: Fed = Arc::default();
         let (role, trim_upto) = (self.parts.role, self.parts.trim_upto.clone());
         let (unanswered, feeding) = (Arc::clone(&self.unanswered), Arc::clone(&fed));
+        let broken = Arc::clone(&self.parts.broken);
         let requests = requests.then(move |request| {
             let (unanswered, feeding) = (Arc::clone(&unanswered), Arc::clone(&feeding));
-            let trim_upto = trim_upto.clone();
+            let (trim_upto, broken) = (trim_upto.clone(), Arc::clone(&broken));
             async move {
                 let request = request.inspect_err(|status| {
                     tracing::debug!(%status, "a stream of appends broke");
+                    broken.notify_one();
                 });
                 let request = request.ok()?;
                 let permit = match request_bytes(&request) {
