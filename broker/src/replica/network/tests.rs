@@ -277,7 +277,6 @@ impl Group {
             addresses: BTreeMap::new(),
             heartbeat_interval: Duration::from_millis(100),
             log: log.clone(),
-            giving: None,
             gating: Gating::new(Patience {
                 silence_max: Duration::from_secs(2),
                 new_leader_silence_max: Duration::from_millis(300),
