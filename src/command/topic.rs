@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, IsTerminal, Write};
 
 use clap::{Args, Subcommand, ValueEnum};
-use drumlin_client::admin::{NewTopic, QueueState, Topic as Definition, TopicType};
+use drumlin_client::admin::{NewTopic, QueueState, Topic as Definition, TopicType, TopicUpdate};
 use drumlin_client::{Admin, At};
 use serde_json::{Map, Value, json};
 
@@ -25,6 +25,8 @@ pub(crate) struct Topic {
 enum Action {
     /// Create a topic
     Create(Create),
+    /// Add queues or broker groups to a topic, or change what it asks for
+    Update(Update),
     /// List all topics
     List,
     /// Show a topic and its queues
@@ -52,6 +54,24 @@ struct Create {
     /// Broker groups that get queues [default: all]
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     groups: Vec<String>,
+    /// Copies that an acknowledged message has; with 2, sends are refused while there is only one
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=2))]
+    min_copies: u32,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
+struct Update {
+    name: String,
+    /// On each broker group; only more than now
+    #[arg(long, group = "change", value_parser = clap::value_parser!(u32).range(1..=65_535))]
+    queues: Option<u32>,
+    /// All broker groups that shall have queues, those that have some already among them
+    #[arg(long, group = "change", value_name = "A,B", value_delimiter = ',')]
+    groups: Vec<String>,
+    /// Copies that an acknowledged message has; with 2, sends are refused while there is only one
+    #[arg(long, group = "change", value_parser = clap::value_parser!(u32).range(1..=2))]
+    min_copies: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -68,6 +88,7 @@ const TOPICS: &[Column] = &[
     column("QUEUES", "queue_count"),
     column("BROKER-GROUPS", "broker_groups"),
     column("CREATED", "created"),
+    wide("MIN-COPIES", "min_copies"),
     wide("ID", "topic_id"),
     wide("VERSION", "version"),
 ];
@@ -106,6 +127,7 @@ impl Topic {
     async fn ask(&self, admin: &Admin, global: &Global) -> Result<(), Failure> {
         match &self.action {
             Action::Create(create) => create.ask(admin, global).await,
+            Action::Update(update) => update.ask(admin, global).await,
             Action::List => list(admin, global).await,
             Action::Describe { name } => describe(admin, name, global).await,
             Action::Delete { name } => {
@@ -128,7 +150,8 @@ impl Create {
         };
         let topic = NewTopic::new(&self.name, self.queues)
             .kind(kind)
-            .broker_groups(self.groups.iter().cloned());
+            .broker_groups(self.groups.iter().cloned())
+            .min_copies(self.min_copies);
         let created = access::answer(global, admin.create_topic(topic)).await?;
         let row = topic_row(&created);
         let text = || {
@@ -140,6 +163,31 @@ impl Create {
             )
         };
         done("drumlin/topic.create/v1", row.clone(), global, text)
+    }
+}
+
+impl Update {
+    async fn ask(&self, admin: &Admin, global: &Global) -> Result<(), Failure> {
+        let mut update = TopicUpdate::new(&self.name).broker_groups(self.groups.iter().cloned());
+        if let Some(queue_count) = self.queues {
+            update = update.queue_count(queue_count);
+        }
+        if let Some(min_copies) = self.min_copies {
+            update = update.min_copies(min_copies);
+        }
+        let updated = admin.update_topic(update);
+        let updated = access::topic_answer(global, admin, &self.name, updated).await?;
+        let row = topic_row(&updated);
+        let text = || {
+            format!(
+                "updated {}: {} queues on {}, {} copies asked for",
+                updated.name,
+                row["queue_count"],
+                output::plain(&row["broker_groups"]),
+                row["min_copies"]
+            )
+        };
+        done("drumlin/topic.update/v1", row.clone(), global, text)
     }
 }
 
@@ -211,6 +259,7 @@ fn topic_row(topic: &Definition) -> Value {
         "queues_by_group": topic.shares.iter()
             .map(|share| (share.broker_group.clone(), share.queue_count.into()))
             .collect::<Map<String, Value>>(),
+        "min_copies": topic.min_copies.max(1),
         "topic_id": topic.topic_id,
         "version": topic.version,
         "created": rfc3339(topic.created_ms),
@@ -224,11 +273,12 @@ async fn describe(admin: &Admin, name: &str, global: &Global) -> Result<(), Fail
     let row = topic_row(&topic);
     if matches!(global.output, Shape::Table | Shape::Wide) && !global.no_headers {
         output::print_line(&format!(
-            "{}: {}, {} queues on {}, created {}\n",
+            "{}: {}, {} queues on {}, {} copies asked for, created {}\n",
             topic.name,
             output::plain(&row["type"]),
             row["queue_count"],
             output::plain(&row["broker_groups"]),
+            row["min_copies"],
             output::plain(&row["created"]),
         ))?;
     }

@@ -485,6 +485,32 @@ async fn stop_ends_while_a_write_waits_for_space() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_waits_for_the_feature_level_that_introduced_it() {
+    let home = Home::new();
+    let node = home.start().await;
+    let unreleased = || Item::Command(Command::Unreleased);
+    let refused = node.replica.propose(unreleased(), None).await.unwrap_err();
+    let (needed, level) = (command::level::FEATURE_LEVEL_MAX, 1);
+    let named = matches!(refused, ProposeError::FeatureLevel { needed: n, level: l }
+        if (n, l) == (needed, level));
+    assert!(named, "{refused}");
+    let raise = |level| Command::RaiseFeatureLevel { level, release: "0.9".into() };
+    node.command(raise(needed)).await;
+    assert_eq!(node.replica.feature_level(), needed);
+    node.replica.propose(unreleased(), None).await.unwrap();
+    node.stop().await;
+
+    let node = home.start().await;
+    assert_eq!(node.replica.feature_level(), needed, "it outlives a restart");
+    // As if a newer release had led: this one must not go on.
+    let told = node.running.ended();
+    drop(node.replica.propose(Item::Command(raise(needed + 1)), None));
+    let Ended::Failed(reason) = told.await else { panic!("it began anew") };
+    assert!(!reason.is_empty());
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn start_that_cannot_serve_says_why() {
     let mut reasons = 0;
     for operation in 1..30 {

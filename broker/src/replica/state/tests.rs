@@ -3,8 +3,10 @@ use drumlin_proto::record::{RecordFields, Run, RunBuilder};
 use proptest::prelude::*;
 
 use super::*;
+use crate::command::level::FEATURE_LEVEL_MAX;
 use crate::command::{
-    ClientKey, Command, Granted, Lease, LeaseId, LeaseRefusal, Outcome, TopicType,
+    CatalogChange, CatalogDelta, ClientKey, Command, Deleted, Granted, Lease, LeaseId,
+    LeaseRefusal, Outcome, Shares, TopicType,
 };
 use crate::entry::FRAME_HEADER_BYTES;
 use crate::group::leases::IN_FLIGHT_MAX;
@@ -611,6 +613,124 @@ fn the_state_archive_keeps_its_bytes() {
     let golden = include_str!("golden_v1.txt").trim_end();
     assert_eq!(hex, golden, "published bytes may not change: add a version instead");
     assert_eq!(State::decode(&bytes).unwrap(), node.state);
+}
+
+fn raise(level: u32) -> Command {
+    Command::RaiseFeatureLevel { level, release: "0.9".into() }
+}
+
+fn shares(groups: &[(&str, u16)]) -> Shares {
+    groups.iter().map(|(name, count)| (BrokerGroupName::parse(name).unwrap(), *count)).collect()
+}
+
+fn define_topic(name: &str, groups: &[(&str, u16)]) -> Command {
+    Command::Catalog(CatalogChange::CreateTopic {
+        name: TopicName::parse(name).unwrap(),
+        kind: TopicType::Mixed,
+        shares: shares(groups),
+        min_copies: 2,
+        topics_max: 3,
+    })
+}
+
+#[test]
+fn a_topic_of_several_groups_takes_runs_at_apply_before_it_can_be_found() {
+    let mut node = Node::new();
+    node.command(raise(2)).unwrap();
+    let created = node.command(define_topic("t", &[("broker-a", 1), ("broker-b", 1)])).unwrap();
+    let Outcome::TopicCreated { topic } = created else { panic!("{created:?}") };
+    let name = TopicName::parse("t").unwrap();
+    assert!(node.state.catalog().topic_by_name(&name).is_none());
+    assert_eq!(node.state.min_copies(topic), 2);
+    assert_eq!(node.range(queue(topic, 0)), (0, 0), "its queues are ready");
+    let activate = CatalogChange::ActivateTopic { topic, version: 1 };
+    node.command(Command::Catalog(activate)).unwrap();
+    assert!(node.state.catalog().topic_by_name(&name).is_some());
+    node.produce(queue(topic, 0), 3);
+    let (version, min_copies) = (2, 1);
+    let grown = shares(&[("broker-a", 2), ("broker-b", 1)]);
+    let update = CatalogChange::UpdateTopic { topic, version, shares: grown, min_copies };
+    node.command(Command::Catalog(update)).unwrap();
+    assert_eq!(node.range(queue(topic, 0)), (0, 3));
+    assert_eq!(node.range(queue(topic, 1)), (0, 0));
+    let withdraw = CatalogChange::WithdrawTopic { topic, version: 3 };
+    node.command(Command::Catalog(withdraw)).unwrap();
+    let again = State::decode(&node.state.encode().unwrap()).unwrap();
+    assert_eq!(again, node.state);
+}
+
+#[test]
+fn limits_of_the_command_count_not_those_of_the_replica() {
+    let mut node = Node::new();
+    node.command(raise(2)).unwrap();
+    for name in ["t1", "t2", "t3"] {
+        node.command(define_topic(name, &[("broker-a", 1)])).unwrap();
+    }
+    let full = node.command(define_topic("t4", &[("broker-a", 1)]));
+    assert_eq!(full, Err(Refusal::TooManyTopics { topics_max: 3 }));
+}
+
+#[test]
+fn a_feature_level_that_this_release_does_not_know_stops_apply() {
+    let mut node = Node::new();
+    node.command(raise(2)).unwrap();
+    node.command(raise(1)).unwrap();
+    assert_eq!(node.state.feature_level(), 2, "it never falls");
+    let level = FEATURE_LEVEL_MAX + 1;
+    let entry = node.entry(EntryKind::Batch, 0, vec![Part::Command(raise(level))]);
+    let at = node.state.end();
+    let stopped = node.state.apply(&entry, at, &mut node.index, &LIMITS).unwrap_err();
+    let text = stopped.to_string();
+    assert!(text.contains("release 0.9"), "{text}");
+}
+
+#[test]
+fn a_copy_takes_over_definitions_and_what_goes_with_them() {
+    let mut owner = Node::new();
+    owner.command(raise(2)).unwrap();
+    owner.topic("t", 2);
+    owner.group("g", GroupStart::Earliest);
+    let mut node = Node::new();
+    node.state = State::new(BrokerGroupName::parse("broker-b").unwrap());
+    node.command(raise(2)).unwrap();
+    let copy = |delta| Command::Catalog(CatalogChange::Copy(delta));
+    let delta = owner.state.catalog().delta(0, 100);
+    node.command(copy(delta.clone())).unwrap();
+    assert_eq!(node.state.catalog().defined(), owner.state.catalog().defined());
+    let topic = delta.topics[0].id;
+    assert_eq!(node.produce(queue(topic, 8), 1), 0, "it has nine queues here");
+    let refused = node.command(copy(delta));
+    assert_eq!(refused, Err(Refusal::CopyElsewhere { version: 2 }));
+    let deleted = vec![Deleted::Topic(topic), Deleted::Group(GroupId(1))];
+    let delta = CatalogDelta { from: 2, to: 4, deleted, ..CatalogDelta::default() };
+    node.command(copy(delta)).unwrap();
+    assert_eq!(node.state.queue_ranges().count(), 0);
+    let again = State::decode(&node.state.encode().unwrap()).unwrap();
+    assert_eq!(again, node.state);
+}
+
+#[test]
+fn the_second_state_archive_keeps_its_bytes() {
+    let (mut node, topic, _) = Node::with_topic_and_group();
+    node.command(raise(2)).unwrap();
+    node.command(define_topic("shared", &[("broker-a", 1), ("broker-b", 2)])).unwrap();
+    let confirm = |name: &str, upto| {
+        let broker_group = BrokerGroupName::parse(name).unwrap();
+        Command::Catalog(CatalogChange::Confirm { broker_group, upto })
+    };
+    node.command(confirm("broker-b", 0)).unwrap();
+    node.command(Command::DeleteTopic { topic }).unwrap();
+    node.command(Command::DeleteGroup { group: GroupId(1) }).unwrap();
+    node.command(confirm("broker-c", 9)).unwrap();
+    node.group("h", GroupStart::Latest);
+    let bytes = node.state.encode().unwrap();
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let golden = include_str!("golden_v2.txt").trim_end();
+    assert_eq!(hex, golden, "published bytes may not change: add a version instead");
+    assert_eq!(State::decode(&bytes).unwrap(), node.state);
+    for end in (0..bytes.len()).step_by(7) {
+        assert!(State::decode(&bytes[..end]).is_err());
+    }
 }
 
 /// What a random history is made of; numbers choose among what exists.
