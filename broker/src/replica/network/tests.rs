@@ -281,6 +281,7 @@ impl Group {
                 silence_max: Duration::from_secs(2),
                 new_leader_silence_max: Duration::from_millis(300),
             }),
+            giving: None,
         });
         let config = openraft::Config {
             heartbeat_interval: 100,
