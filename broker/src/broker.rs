@@ -166,7 +166,7 @@ impl Broker {
                 running.shutdown().await;
                 return Err(StartError::NotServing { reason });
             }
-            if let Err(error) = feature_level::raise(&replica).await {
+            if let Err(error) = feature_level::raise_alone(&replica).await {
                 tracing::warn!(%error, "the feature level was not raised");
             }
             first_checkpoint(replica, CancellationToken::new()).await;
@@ -192,7 +192,7 @@ impl Broker {
         context.definitions.attach(whereabouts.clone());
         let copying = copies::keep_equal(Arc::clone(&context), whereabouts.clone(), stop.clone());
         let copying = tokio::spawn(copying);
-        let raising = feature_level::raise_new_group(Arc::clone(&context), stop.clone());
+        let raising = feature_level::raise_group(Arc::clone(&context), stop.clone());
         let raising = tokio::spawn(raising);
         let edge = Edge::start(Arc::clone(&context), whereabouts.clone(), stop.clone());
         let http = http.map(|(listener, address)| {

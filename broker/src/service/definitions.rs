@@ -11,7 +11,7 @@ use drumlin_proto::forward::{Call, CarryError, FORWARDED_BY, Forwarder, administ
 use drumlin_proto::ids::{BrokerGroupName, GroupName, TopicId, TopicName};
 use drumlin_proto::native::{self as api, status::Code};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
@@ -36,6 +36,10 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 const COPIES_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a new definition may take from the catalog group to here.
 const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a creation waits for the feature level of a group that has just begun.
+const LEVEL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Between two looks at the feature level.
+const LEVEL_INTERVAL: Duration = Duration::from_millis(50);
 /// Queues of one topic on one broker group: each costs memory for as long as the topic exists.
 const QUEUE_COUNT_MAX: u16 = 1024;
 /// Queues of a topic that names no number.
@@ -233,6 +237,9 @@ impl Context {
         let Wanted { name, kind, shares, min_copies } = wanted;
         let alone = shares.iter().all(|(group, _)| *group == self.config.broker_group);
         let simple = alone && min_copies == 1;
+        if !simple {
+            self.until_shared().await;
+        }
         let command = if simple && self.replica.feature_level() < SHARED_CATALOG_LEVEL {
             Command::CreateTopic { name, kind, shares }
         } else {
@@ -243,6 +250,14 @@ impl Context {
         match self.change(command).await? {
             Outcome::TopicCreated { topic } => Ok(self.until_active(topic).await?),
             outcome => unreachable!("{outcome:?} came of creating a topic"),
+        }
+    }
+
+    /// The level of a new group rises once all its members have been heard of.
+    async fn until_shared(&self) {
+        let until = Instant::now() + LEVEL_TIMEOUT;
+        while self.replica.feature_level() < SHARED_CATALOG_LEVEL && Instant::now() < until {
+            sleep(LEVEL_INTERVAL).await;
         }
     }
 
