@@ -3,6 +3,7 @@
 mod abuse;
 mod cli;
 mod clock;
+mod cluster;
 mod compose;
 mod dev_cluster;
 mod disk_full;

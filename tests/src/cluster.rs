@@ -14,7 +14,7 @@ use crate::loop_disk::LoopDisk;
 mod observe;
 mod process;
 
-pub use observe::Seen;
+pub use observe::{Seen, look};
 pub use process::Process;
 
 /// How long anything that has no limit of its own may take on a busy machine.

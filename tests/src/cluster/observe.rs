@@ -30,7 +30,7 @@ impl Seen {
     }
 }
 
-pub(super) async fn look(http: &str) -> Result<Seen> {
+pub async fn look(http: &str) -> Result<Seen> {
     let (status, body) = get(http, "/metrics").await?;
     ensure!(status == 200, "status {status}");
     let metrics = parse(&body);

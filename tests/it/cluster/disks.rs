@@ -1,0 +1,141 @@
+//! The leader's disk: full, failing, stalled.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use drumlin_proto::native::status::Code;
+use drumlin_tests::cluster::{Layout, PATIENCE, wait_for};
+use drumlin_tests::load::native::{self, Sender, Sent};
+use drumlin_tests::loop_disk::LoopDisk;
+use drumlin_tests::run::{Run, within};
+
+use super::power::skipped;
+use super::{GOES_ON_WITHIN, IN_FAULT, limit};
+
+const DISK_MEBIBYTES: u64 = 400;
+const GROUP: &str = "broker-a";
+/// A topic of its own, for sends that are in no history.
+const ASKED: &str = "asked";
+
+fn layout() -> Layout {
+    Layout::one_group().on_disks(DISK_MEBIBYTES)
+}
+
+fn fill(path: &Path) -> Result<()> {
+    let mut filler = std::fs::File::create(path)?;
+    let block = vec![0xA5; 1 << 20];
+    while let Ok(()) = std::io::Write::write_all(&mut filler, &block) {}
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_of_the_leader_refuses_until_space_returns() -> Result<()> {
+    if skipped("a_full_disk_of_the_leader_refuses_until_space_returns")? {
+        return Ok(());
+    }
+    within(limit(1), async {
+        let mut run = Run::start("disk full", &layout()).await?;
+        let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
+        let channel = native::connect(&run.cluster.client_address(&leader)?).await?;
+        native::create_topic(&channel, ASKED, 1, 1).await?;
+        let filler = run.cluster.disk(&leader)?.path().join("filler");
+        fill(&filler)?;
+        let cause = refusal(&run).await?;
+        run.began("disk full", None, None);
+        ensure!(cause.to_lowercase().contains("disk"), "no cause in {cause:?}");
+        std::fs::remove_file(&filler)?;
+        run.ended("disk full");
+        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        for name in run.cluster.names() {
+            ensure!(!run.cluster.ended(&name)?, "{name} ended");
+        }
+        run.plan = run.plan.fault("disk full", 1);
+        run.finish().await?;
+        Ok(())
+    })
+    .await
+}
+
+async fn refusal(run: &Run) -> Result<String> {
+    let mut count = 0;
+    wait_for("a full disk refuses nothing", PATIENCE, async || {
+        let Some((leader, _)) = run.cluster.leader(GROUP).await else { return Ok(None) };
+        let channel = native::connect(&run.cluster.client_address(&leader)?).await?;
+        let mut sender = Sender::open(channel).await?;
+        count += 1;
+        match sender.send(ASKED, 0, &format!("asked-{count}"), 10).await {
+            Sent::Refused { code: Code::Busy, message } => Ok(Some(message)),
+            Sent::Stored { .. } | Sent::Refused { .. } | Sent::Unknown { .. } => Ok(None),
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_sync_fails_gives_way() -> Result<()> {
+    if skipped("a_leader_whose_sync_fails_gives_way")? {
+        return Ok(());
+    }
+    within(limit(1), async {
+        let mut run = Run::start("failing sync", &layout()).await?;
+        let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
+        // From now on every write and sync of it fails, and its process goes on.
+        LoopDisk::cut_power(run.cluster.disk(&leader)?.path())?;
+        run.began("failing sync", Some(GROUP), Some(GOES_ON_WITHIN));
+        run.cluster.wait_leader_but(GROUP, &leader, PATIENCE).await?;
+        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        run.ended("failing sync");
+        run.cluster.kill(&leader)?;
+        run.cluster.restore_power(&leader)?;
+        run.recover().await?;
+        run.plan = run.plan.fault("failing sync", 1);
+        run.plan.leader_changes_min = 1;
+        run.plan.sends_in_faults_min = IN_FAULT;
+        run.finish().await?;
+        Ok(())
+    })
+    .await
+}
+
+/// Thaws what it froze, whatever happens: a process that waits for a frozen disk cannot be killed.
+struct Frozen(PathBuf);
+
+impl Frozen {
+    fn freeze(path: &Path) -> Result<Self> {
+        ensure!(Command::new("fsfreeze").arg("-f").arg(path).status()?.success(), "not frozen");
+        Ok(Self(path.to_owned()))
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        if !Command::new("fsfreeze").arg("-u").arg(&self.0).status().is_ok_and(|it| it.success()) {
+            eprintln!("{} stays frozen", self.0.display());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_disk_stalls_gives_way() -> Result<()> {
+    if skipped("a_leader_whose_disk_stalls_gives_way")? {
+        return Ok(());
+    }
+    within(limit(1), async {
+        let mut run = Run::start("stalled disk", &layout()).await?;
+        let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
+        let frozen = Frozen::freeze(run.cluster.disk(&leader)?.path())?;
+        run.began("stalled disk", Some(GROUP), Some(GOES_ON_WITHIN));
+        run.cluster.wait_leader_but(GROUP, &leader, PATIENCE).await?;
+        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        drop(frozen);
+        run.ended("stalled disk");
+        run.recover().await?;
+        run.plan = run.plan.fault("stalled disk", 1);
+        run.plan.leader_changes_min = 1;
+        run.plan.sends_in_faults_min = IN_FAULT;
+        run.finish().await?;
+        Ok(())
+    })
+    .await
+}

@@ -1,0 +1,93 @@
+//! SIGKILL: of any node, of leaders, of all.
+
+use anyhow::Result;
+use drumlin_tests::cluster::{Layout, PATIENCE};
+use drumlin_tests::run::{Run, cycles, within};
+
+use super::{GOES_ON_WITHIN, IN_FAULT, limit};
+
+/// Sometimes two nodes of different groups at once, sometimes a nameserver with its witness.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kills_of_random_nodes_lose_nothing() -> Result<()> {
+    let cycles = cycles(10);
+    within(limit(cycles), async {
+        let mut run = Run::start("kills", &Layout::two_groups()).await?;
+        for cycle in 0..cycles {
+            let all = run.cluster.names();
+            let mut victims = vec![run.pick(&all).clone()];
+            if run.rng.u8(..4) == 0 {
+                let group = run.cluster.node(&victims[0])?.group.clone();
+                let mut others = run.cluster.brokers();
+                // A witness must be there where a data node is not.
+                others.retain(|name| {
+                    let node = run.cluster.node(name);
+                    !group.is_empty() && node.is_ok_and(|node| node.group != group)
+                });
+                if !others.is_empty() {
+                    victims.push(run.pick(&others).clone());
+                }
+            }
+            for victim in &victims {
+                run.cluster.kill(victim)?;
+                let group = run.cluster.node(victim)?.group.clone();
+                let group = (!group.is_empty()).then_some(group);
+                run.began("kill", group.as_deref(), Some(GOES_ON_WITHIN));
+            }
+            println!("kill {cycle}: {}", victims.join(", "));
+            run.load.progress_everywhere(IN_FAULT, PATIENCE).await?;
+            run.ended("kill");
+            run.recover().await?;
+        }
+        run.plan = run.plan.fault("kill", cycles);
+        run.plan.sends_in_faults_min = cycles * IN_FAULT;
+        run.finish().await?;
+        Ok(())
+    })
+    .await
+}
+
+/// The survivor is elected each time while the group is paired, and in time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_leader_is_replaced_every_time() -> Result<()> {
+    let cycles = cycles(5);
+    within(limit(cycles), async {
+        let mut run = Run::start("leader kills", &Layout::one_group()).await?;
+        let group = "broker-a";
+        for cycle in 0..cycles {
+            let leader = run.cluster.wait_leader(group, PATIENCE).await?;
+            run.cluster.kill(&leader)?;
+            run.began("leader kill", Some(group), Some(GOES_ON_WITHIN));
+            let took = run.load.progress(group, 1, PATIENCE).await?;
+            run.load.progress(group, IN_FAULT, PATIENCE).await?;
+            run.ended("leader kill");
+            println!("leader kill {cycle}: {leader}; acknowledged again after {took:?}");
+            run.recover().await?;
+        }
+        run.plan = run.plan.fault("leader kill", cycles);
+        run.plan.leader_changes_min = cycles;
+        run.finish().await?;
+        Ok(())
+    })
+    .await
+}
+
+/// Everything dies at once, and nothing is missing when it is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_died_whole_comes_back_whole() -> Result<()> {
+    let cycles = cycles(1);
+    within(limit(cycles), async {
+        let mut run = Run::start("kills of all", &Layout::one_group()).await?;
+        for _ in 0..cycles {
+            for name in run.cluster.names() {
+                run.cluster.kill(&name)?;
+            }
+            run.began("kill of all", None, None);
+            run.ended("kill of all");
+            run.recover().await?;
+        }
+        run.plan = run.plan.fault("kill of all", cycles);
+        run.finish().await?;
+        Ok(())
+    })
+    .await
+}

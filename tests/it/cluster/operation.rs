@@ -1,0 +1,135 @@
+//! What operators and clients rely on: restarts one by one, nameservers that are gone, the promise
+//! of two copies, and a degraded state that shows.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use drumlin_proto::native::status::Code;
+use drumlin_tests::cluster::{Layout, PATIENCE, wait_for};
+use drumlin_tests::link::Mode;
+use drumlin_tests::load::native::{self, Sender, Sent};
+use drumlin_tests::run::{Run, within};
+
+use super::{GOES_ON_WITHIN, IN_FAULT, limit};
+
+const GROUP: &str = "broker-a";
+/// A topic of its own, for sends that are in no history.
+const ASKED: &str = "asked";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_restart_one_by_one_under_load() -> Result<()> {
+    within(limit(6), async {
+        let mut run = Run::start("rolling restart", &Layout::two_groups()).await?;
+        let names = run.cluster.names();
+        for name in &names {
+            let group = run.cluster.node(name)?.group.clone();
+            let group = (!group.is_empty()).then_some(group);
+            run.cluster.stop(name, PATIENCE).await?;
+            run.began("restart", group.as_deref(), Some(GOES_ON_WITHIN));
+            run.load.progress_everywhere(IN_FAULT, PATIENCE).await?;
+            run.ended("restart");
+            println!("restart of {name}");
+            run.recover().await?;
+        }
+        run.plan = run.plan.fault("restart", names.len());
+        run.plan.sends_in_faults_min = names.len() * IN_FAULT;
+        run.finish().await?;
+        Ok(())
+    })
+    .await
+}
+
+/// Running clients and brokers go on with what they know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_needs_nameservers_to_go_on() -> Result<()> {
+    within(limit(2), async {
+        let mut run = Run::start("nameservers", &Layout::two_groups()).await?;
+        let nameservers = run.cluster.nameservers();
+        for name in &nameservers {
+            run.cluster.kill(name)?;
+            run.began("nameserver kill", None, None);
+        }
+        for group in run.cluster.groups() {
+            run.began("no nameserver", Some(&group), Some(GOES_ON_WITHIN));
+            run.load.progress(&group, 5 * IN_FAULT, PATIENCE).await?;
+        }
+        run.ended("nameserver kill");
+        run.ended("no nameserver");
+        run.recover().await?;
+        run.plan = run.plan.fault("nameserver kill", nameservers.len()).fault("no nameserver", 2);
+        run.plan.sends_in_faults_min = 5 * IN_FAULT;
+        run.finish().await?;
+        Ok(())
+    })
+    .await
+}
+
+/// A topic that promises two copies refuses while there is one; others go on and say so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_copy_is_said_and_two_are_kept_where_promised() -> Result<()> {
+    within(limit(2), async {
+        let mut run = Run::start("one copy", &Layout::one_group()).await?;
+        let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
+        let follower = run.cluster.peer(&leader)?;
+        let channel = native::connect(&run.cluster.client_address(&leader)?).await?;
+        native::create_topic(&channel, ASKED, 1, 2).await?;
+        let mut sender = Sender::open(channel).await?;
+        let paired = sender.send(ASKED, 0, "both", 10).await;
+        ensure!(matches!(paired, Sent::Stored { degraded: false, .. }), "{paired:?}");
+
+        run.cluster.kill(&follower)?;
+        run.began("follower kill", Some(GROUP), Some(GOES_ON_WITHIN));
+        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        let seen = run.cluster.look(&leader).await?;
+        ensure!(seen.paired == Some(false), "drumlin_replica_paired is {:?}", seen.paired);
+        let alone = sender.send(ASKED, 0, "one", 10).await;
+        let refused =
+            matches!(&alone, Sent::Refused { code, .. } if *code != Code::InvalidArgument);
+        ensure!(refused, "two copies were promised: {alone:?}");
+        run.ended("follower kill");
+
+        run.recover().await?;
+        wait_for("two copies are not kept again", PATIENCE, async || {
+            let sent = sender.send(ASKED, 0, "again", 10).await;
+            Ok(matches!(sent, Sent::Stored { degraded: false, .. }).then_some(()))
+        })
+        .await?;
+        run.plan = run.plan.fault("follower kill", 1);
+        let report = run.finish().await?;
+        ensure!(report.counts.degraded >= IN_FAULT, "{:?}", report.counts);
+        Ok(())
+    })
+    .await
+}
+
+/// Its term stays as it was, and the leader stays when it is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_isolated_follower_disturbs_nobody() -> Result<()> {
+    within(limit(2), async {
+        let mut run = Run::start("isolation", &Layout::one_group()).await?;
+        let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
+        let follower = run.cluster.peer(&leader)?;
+        let term = run.cluster.look(&leader).await?.term;
+        for other in [leader.as_str(), "nameserver-0"] {
+            let before = run.link_counts(&follower, other);
+            let (there, back) = run.cluster.links_of_pair(&follower, other);
+            there.into_iter().chain(back).for_each(|link| link.set(Mode::Blackhole));
+            run.wait_links(&follower, other, before).await?;
+        }
+        run.began("isolation", Some(GROUP), Some(GOES_ON_WITHIN));
+        // Several election timeouts.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let seen = run.cluster.look(&follower).await.context("the follower is silent")?;
+        ensure!(seen.term == term, "its term rose from {term} to {}", seen.term);
+        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        run.ended("isolation");
+        run.recover().await?;
+        let (now, seen) = run.cluster.leader(GROUP).await.context("no leader")?;
+        ensure!((&now, seen.term) == (&leader, term), "{now} leads in term {}", seen.term);
+        run.plan = run.plan.fault("isolation", 1);
+        run.plan.sends_in_faults_min = IN_FAULT;
+        run.finish().await?;
+        Ok(())
+    })
+    .await
+}

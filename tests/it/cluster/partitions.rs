@@ -1,0 +1,249 @@
+//! What a network can do between the members of a group, one after the other in one cluster.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use drumlin_tests::cluster::{CLIENTS, Layout, PATIENCE, Purpose, wait_for};
+use drumlin_tests::event::{Queue, Step, What};
+use drumlin_tests::link::{Counts, Link, Mode};
+use drumlin_tests::load::native;
+use drumlin_tests::load::native::Fetcher;
+use drumlin_tests::run::{Run, within};
+
+use super::{GOES_ON_WITHIN, IN_FAULT, limit};
+
+const GROUP: &str = "broker-a";
+const WITNESS: &str = "nameserver-0";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// The leader from everybody but clients.
+    LeaderFromRest,
+    /// Nothing of the leader reaches the follower.
+    LeaderToFollower,
+    FollowerToLeader,
+    LeaderFromWitness,
+    FollowerFromWitness,
+    /// Both still see the witness.
+    Replicas,
+    Nameserver,
+    Clients,
+    /// 200 ms and up to 100 ms more between all.
+    Delay,
+    /// 10 Mbit/s to the follower.
+    SlowFollower,
+    /// Cut and open every 500 ms.
+    Flapping,
+    /// Connections between the replicas are forgotten by one side.
+    HalfOpen,
+}
+
+/// The short tier's, then the rest of the matrix.
+const KINDS: &[Kind] = &[
+    Kind::LeaderFromRest,
+    Kind::Replicas,
+    Kind::LeaderToFollower,
+    Kind::FollowerToLeader,
+    Kind::LeaderFromWitness,
+    Kind::Flapping,
+    Kind::FollowerFromWitness,
+    Kind::Nameserver,
+    Kind::Clients,
+    Kind::Delay,
+    Kind::SlowFollower,
+    Kind::HalfOpen,
+];
+const SHORT_COUNT: usize = 6;
+
+fn long() -> bool {
+    std::env::var_os("DRUMLIN_LONG").is_some()
+}
+
+/// How long each lasts.
+fn window() -> Duration {
+    Duration::from_secs(if long() { 15 } else { 5 })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_lose_nothing_and_stop_nobody() -> Result<()> {
+    let kinds = if long() { KINDS } else { &KINDS[..SHORT_COUNT] };
+    within(limit(kinds.len()), async {
+        let mut run = Run::start("partitions", &Layout::one_group()).await?;
+        for &kind in kinds {
+            partition(&mut run, kind).await.with_context(|| format!("{kind:?}"))?;
+            run.plan = run.plan.fault(&format!("{kind:?}"), 1);
+            run.recover().await.with_context(|| format!("after {kind:?}"))?;
+        }
+        run.plan.leader_changes_min = 1;
+        run.plan.sends_in_faults_min = kinds.len() * IN_FAULT;
+        run.finish().await?;
+        Ok(())
+    })
+    .await
+}
+
+/// The three names that matter, as they are when a partition begins.
+struct Roles {
+    leader: String,
+    follower: String,
+}
+
+async fn partition(run: &mut Run, kind: Kind) -> Result<()> {
+    let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
+    let roles = Roles { follower: run.cluster.peer(&leader)?, leader };
+    let before = counts(run, &roles);
+    let term_before = run.cluster.look(&roles.leader).await?.term;
+    begin(run, kind, &roles)?;
+    wait_for("no link shows the fault", PATIENCE, async || {
+        Ok(felt(kind, before, counts(run, &roles)).then_some(()))
+    })
+    .await?;
+    println!("partition {kind:?}: {} led", roles.leader);
+    // Without clients there is nothing to acknowledge.
+    let goes_on = (kind != Kind::Clients).then_some(GOES_ON_WITHIN);
+    run.began(&format!("{kind:?}"), Some(GROUP), goes_on);
+    tokio::time::sleep(window()).await;
+    match kind {
+        Kind::LeaderFromRest => isolated_leader(run, &roles).await?,
+        Kind::Replicas
+        | Kind::LeaderToFollower
+        | Kind::FollowerToLeader
+        | Kind::LeaderFromWitness
+        | Kind::FollowerFromWitness
+        | Kind::Nameserver
+        | Kind::Clients
+        | Kind::SlowFollower
+        | Kind::HalfOpen => {
+            // Who is led refuses to elect another, and who cannot win does not disturb.
+            let now = run.cluster.wait_leader(GROUP, PATIENCE).await?;
+            let term = run.cluster.look(&now).await?.term;
+            ensure!(
+                (&now, term) == (&roles.leader, term_before),
+                "{now} leads in term {term}, {} led in {term_before}",
+                roles.leader
+            );
+        }
+        _ => {}
+    }
+    if kind != Kind::Clients {
+        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+    }
+    run.ended(&format!("{kind:?}"));
+    Ok(())
+}
+
+/// It steps down, its term stays as it was, and it shows nothing that was not committed before.
+async fn isolated_leader(run: &Run, roles: &Roles) -> Result<()> {
+    let new = run.cluster.wait_leader_but(GROUP, &roles.leader, PATIENCE).await?;
+    let old = run.cluster.look(&roles.leader).await?;
+    ensure!(!old.leads, "{} still leads in term {}", roles.leader, old.term);
+    let new = run.cluster.look(&new).await?;
+    ensure!(old.term < new.term, "{} is in term {}", roles.leader, old.term);
+    let channel = native::connect(&run.cluster.client_address(&roles.leader)?).await?;
+    let from: Vec<_> = (0..run.load.queue_count()).map(|id| (id, 0)).collect();
+    let Ok(mut fetcher) = Fetcher::open(channel, "durable", &from).await else { return Ok(()) };
+    let process = run.cluster.recorder.new_process();
+    // Whatever it still shows must be there in the end, at the same offsets.
+    while let Ok(Some(fetched)) = fetcher.next(Duration::from_secs(1)).await {
+        let queue = Queue::new("durable", GROUP, fetched.queue);
+        let asked = What::Read { queue: queue.clone(), seen: Vec::new() };
+        run.cluster.recorder.record(process, Step::Invoke, asked);
+        let seen = What::Read { queue, seen: fetched.seen };
+        run.cluster.recorder.record(process, Step::Ok, seen);
+    }
+    Ok(())
+}
+
+/// Over all links in question.
+fn counts(run: &Run, Roles { leader, follower }: &Roles) -> Counts {
+    let pairs = [
+        (leader.as_str(), follower.as_str()),
+        (leader, WITNESS),
+        (follower, WITNESS),
+        (CLIENTS, leader),
+        (CLIENTS, follower),
+    ];
+    pairs.into_iter().map(|(one, other)| run.link_counts(one, other)).fold(
+        Counts::default(),
+        |sum, counts| Counts {
+            refused: sum.refused + counts.refused,
+            reset: sum.reset + counts.reset,
+            held_back: sum.held_back + counts.held_back,
+            accepted: sum.accepted + counts.accepted,
+            forward_bytes: sum.forward_bytes + counts.forward_bytes,
+            backward_bytes: sum.backward_bytes + counts.backward_bytes,
+        },
+    )
+}
+
+/// Whether the fault was felt by somebody.
+fn felt(kind: Kind, before: Counts, now: Counts) -> bool {
+    match kind {
+        // Bytes that passed meanwhile passed late.
+        Kind::Delay | Kind::SlowFollower => {
+            now.forward_bytes > before.forward_bytes && now.backward_bytes > before.backward_bytes
+        }
+        _ => {
+            let sum = |counts: Counts| counts.refused + counts.reset + counts.held_back;
+            sum(now) > sum(before)
+        }
+    }
+}
+
+/// Nothing from `from` reaches `to`, whoever dialled.
+fn one_way(run: &Run, from: &str, to: &str) {
+    let (dialled, answered) = run.cluster.links_of_pair(from, to);
+    dialled.into_iter().for_each(|link| link.set_forward(Mode::Blackhole));
+    answered.into_iter().for_each(|link| link.set_backward(Mode::Blackhole));
+}
+
+fn both_ways(run: &Run, one: &str, other: &str, change: impl Fn(&Link)) {
+    let (there, back) = run.cluster.links_of_pair(one, other);
+    there.into_iter().chain(back).for_each(change);
+}
+
+fn begin(run: &Run, kind: Kind, Roles { leader, follower }: &Roles) -> Result<()> {
+    let hold = |link: &Link| link.set(Mode::Blackhole);
+    match kind {
+        Kind::LeaderFromRest => {
+            both_ways(run, leader, follower, hold);
+            both_ways(run, leader, WITNESS, hold);
+        }
+        Kind::LeaderToFollower => one_way(run, leader, follower),
+        Kind::FollowerToLeader => one_way(run, follower, leader),
+        Kind::LeaderFromWitness => {
+            run.cluster.link_between(leader, WITNESS, Purpose::Peer)?.set(Mode::Blackhole);
+        }
+        Kind::FollowerFromWitness => {
+            run.cluster.link_between(follower, WITNESS, Purpose::Peer)?.cut();
+        }
+        Kind::Replicas => both_ways(run, leader, follower, Link::cut),
+        Kind::Nameserver => {
+            for node in [leader, follower] {
+                run.cluster.link_between(node, WITNESS, Purpose::Registry)?.cut();
+            }
+        }
+        Kind::Clients => {
+            for node in [leader, follower] {
+                run.cluster.link_between(CLIENTS, node, Purpose::Client)?.set(Mode::Blackhole);
+            }
+        }
+        Kind::Delay => {
+            let (base, jitter) = (Duration::from_millis(100), Duration::from_millis(50));
+            let delay = |link: &Link| link.set(Mode::Delay { base, jitter });
+            both_ways(run, leader, follower, delay);
+            both_ways(run, leader, WITNESS, delay);
+            both_ways(run, follower, WITNESS, delay);
+        }
+        Kind::SlowFollower => {
+            let bytes_per_second = 10_000_000 / 8;
+            let (dialled, _) = run.cluster.links_of_pair(leader, follower);
+            dialled.into_iter().for_each(|link| link.set_forward(Mode::Slow { bytes_per_second }));
+        }
+        Kind::Flapping => {
+            both_ways(run, leader, follower, |link| link.flap(Duration::from_millis(500)));
+        }
+        Kind::HalfOpen => both_ways(run, leader, follower, Link::half_open),
+    }
+    Ok(())
+}

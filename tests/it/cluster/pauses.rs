@@ -1,0 +1,44 @@
+//! SIGSTOP: a leader that is silent, and wakes up believing that it leads.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use drumlin_tests::cluster::{Layout, PATIENCE};
+use drumlin_tests::run::{Run, cycles, within};
+
+use super::{GOES_ON_WITHIN, IN_FAULT, limit};
+
+/// Also how long a pause lasts at least.
+const PAUSE: Duration = Duration::from_secs(10);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_leader_is_replaced_and_shows_nothing_new() -> Result<()> {
+    let cycles = cycles(2);
+    within(limit(cycles), async {
+        let mut run = Run::start("pauses", &Layout::one_group()).await?;
+        let group = "broker-a";
+        for cycle in 0..cycles {
+            let leader = run.cluster.wait_leader(group, PATIENCE).await?;
+            run.cluster.pause(&leader)?;
+            let began = std::time::Instant::now();
+            run.began("pause", Some(group), Some(GOES_ON_WITHIN));
+            let next = run.cluster.wait_leader_but(group, &leader, PATIENCE).await?;
+            run.load.progress(group, IN_FAULT, PATIENCE).await?;
+            let passed = began.elapsed();
+            tokio::time::sleep(PAUSE.saturating_sub(passed)).await;
+            let term = run.cluster.look(&next).await?.term;
+            run.cluster.resume(&leader)?;
+            run.ended("pause");
+            println!("pause {cycle}: {leader}, then {next} led");
+            run.recover().await?;
+            let seen = run.cluster.look(&leader).await?;
+            ensure!(seen.term >= term, "{leader} goes on in term {}, not {term}", seen.term);
+        }
+        run.plan = run.plan.fault("pause", cycles);
+        run.plan.leader_changes_min = cycles;
+        run.plan.sends_in_faults_min = cycles * IN_FAULT;
+        run.finish().await?;
+        Ok(())
+    })
+    .await
+}

@@ -1,0 +1,83 @@
+//! Loss of power: what was not synced is gone, on one data node or on both at once.
+
+use anyhow::Result;
+use drumlin_tests::cluster::{Layout, PATIENCE};
+use drumlin_tests::loop_disk::LoopDisk;
+use drumlin_tests::run::{Run, cycles, within};
+
+use super::{GOES_ON_WITHIN, IN_FAULT, limit};
+
+const DISK_MEBIBYTES: u64 = 512;
+const GROUP: &str = "broker-a";
+
+/// Says so where there are no loop devices.
+pub(super) fn skipped(test: &str) -> Result<bool> {
+    let folder = tempfile::tempdir()?;
+    let reason = LoopDisk::unavailable(folder.path());
+    if let Some(reason) = &reason {
+        println!("SKIPPED {test}: no loop device: {reason}");
+    }
+    Ok(reason.is_some())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn power_lost_on_one_data_node_loses_nothing() -> Result<()> {
+    if skipped("power_lost_on_one_data_node_loses_nothing")? {
+        return Ok(());
+    }
+    let cycles = cycles(8);
+    within(limit(cycles), async {
+        let layout = Layout::one_group().on_disks(DISK_MEBIBYTES);
+        let mut run = Run::start("power loss", &layout).await?;
+        for cycle in 0..cycles {
+            let victim = run.pick(&run.cluster.members(GROUP)).clone();
+            run.cluster.cut_power(&victim)?;
+            run.began("power loss", Some(GROUP), Some(GOES_ON_WITHIN));
+            println!("power loss {cycle}: {victim}");
+            run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+            run.ended("power loss");
+            run.cluster.restore_power(&victim)?;
+            run.recover().await?;
+        }
+        run.plan = run.plan.fault("power loss", cycles);
+        run.plan.sends_in_faults_min = cycles * IN_FAULT;
+        run.finish().await?;
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn power_lost_on_both_data_nodes_loses_nothing() -> Result<()> {
+    if skipped("power_lost_on_both_data_nodes_loses_nothing")? {
+        return Ok(());
+    }
+    // The long tier cuts both a quarter as often as one.
+    let cycles = cycles(8).div_ceil(4);
+    within(limit(cycles), async {
+        let layout = Layout::one_group().on_disks(DISK_MEBIBYTES);
+        let mut run = Run::start("power loss of both", &layout).await?;
+        for cycle in 0..cycles {
+            let mut victims = run.cluster.members(GROUP);
+            run.rng.shuffle(&mut victims);
+            // Both disks before either process: nothing is flushed on its way down.
+            for victim in &victims {
+                LoopDisk::cut_power(run.cluster.disk(victim)?.path())?;
+            }
+            for victim in &victims {
+                run.cluster.kill(victim)?;
+            }
+            run.began("power loss of both", None, None);
+            println!("power loss of both {cycle}");
+            run.ended("power loss of both");
+            for victim in &victims {
+                run.cluster.restore_power(victim)?;
+            }
+            run.recover().await?;
+        }
+        run.plan = run.plan.fault("power loss of both", cycles);
+        run.finish().await?;
+        Ok(())
+    })
+    .await
+}
