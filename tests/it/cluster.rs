@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 mod disks;
+mod gate;
 mod kills;
 mod operation;
 mod partitions;

@@ -3,9 +3,10 @@
 //!
 //! As JSON, one object a line, fields that do not apply left out.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
@@ -182,6 +183,26 @@ pub fn acknowledged_by(group: &str) -> impl Fn(&Event) -> bool + '_ {
         }
         _ => false,
     }
+}
+
+/// From each fault of this name to the end of the first acknowledged send that began after it.
+pub fn times_to_acknowledgement(events: &[Event], fault: &str) -> Vec<Duration> {
+    let is_fault =
+        |event: &&Event| matches!(&event.what, What::Fault { name, .. } if name == fault);
+    let faults = (0..).zip(events).filter(|(_, event)| is_fault(event));
+    let time = |(at, begun): (usize, &Event)| {
+        let mut invoked = BTreeSet::new();
+        let acknowledged = events[at..].iter().find(|event| match (&event.what, event.step) {
+            (What::Send { .. }, Step::Invoke) => {
+                invoked.insert(event.process);
+                false
+            }
+            (What::Send { .. }, Step::Ok) => invoked.contains(&event.process),
+            _ => false,
+        });
+        acknowledged.map(|event| Duration::from_nanos(event.t_ns - begun.t_ns))
+    };
+    faults.filter_map(time).collect()
 }
 
 impl Queue {

@@ -9,10 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-/// The binary under test, built once where it is not there yet.
+/// The binary under test: `DRUMLIN_BINARY`, or this build's, made once where it is not there yet.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        if let Some(told) = std::env::var_os("DRUMLIN_BINARY") {
+            return told.into();
+        }
         let test = std::env::current_exe().expect("a test has an executable");
         let profile = test.ancestors().nth(2).expect("target/<profile>/deps/<test>");
         let binary = profile.join("drumlin");

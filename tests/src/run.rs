@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::checker::{Plan, Report, Verdict, check};
 use crate::cluster::{Cluster, Layout, PATIENCE, wait_for};
-use crate::event::{Step, What, to_lines};
+use crate::event::{What, to_lines};
 use crate::link::Counts;
 use crate::load::{self, Load, Mix, native};
 use crate::watch::Watch;
@@ -207,12 +207,11 @@ impl Run {
     }
 }
 
-/// Runs a test's body with a limit, so that what hangs fails and cleans up.
-pub async fn within<T>(limit: Duration, body: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::time::timeout(limit, body).await.with_context(|| format!("not done within {limit:?}"))?
-}
+/// One cluster at a time: two would take each other's processor and be late.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// Whether a line says that a send was acknowledged.
-pub fn acknowledged(event: &crate::event::Event) -> bool {
-    event.step == Step::Ok && matches!(event.what, What::Send { .. })
+/// Runs a test's body when it is its turn, with a limit, so that what hangs fails and cleans up.
+pub async fn within<T>(limit: Duration, body: impl Future<Output = Result<T>>) -> Result<T> {
+    let _turn = TURN.lock().await;
+    tokio::time::timeout(limit, body).await.with_context(|| format!("not done within {limit:?}"))?
 }

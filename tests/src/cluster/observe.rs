@@ -50,10 +50,22 @@ pub async fn look(http: &str) -> Result<Seen> {
     })
 }
 
+/// Series by name and labels, without those labels that every series of a node has.
 fn parse(text: &str) -> BTreeMap<String, f64> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     let series = lines.filter_map(|line| line.rsplit_once(' '));
-    series.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect()
+    series
+        .filter_map(|(series, value)| Some((without_common(series), value.parse().ok()?)))
+        .collect()
+}
+
+fn without_common(series: &str) -> String {
+    let Some((name, labels)) = series.split_once('{') else { return series.to_owned() };
+    let common = ["cluster=", "node_type=", "node_id=", "replica="];
+    let labels = labels.trim_end_matches('}').split(',');
+    let own: Vec<_> =
+        labels.filter(|label| !common.iter().any(|common| label.starts_with(common))).collect();
+    if own.is_empty() { name.to_owned() } else { format!("{name}{{{}}}", own.join(",")) }
 }
 
 /// Status code and body of one GET.
@@ -70,4 +82,18 @@ async fn get(address: &str, path: &str) -> Result<(u16, String)> {
         Ok((status, body.to_owned()))
     };
     tokio::time::timeout(LOOK_TIMEOUT, asked).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_are_found_without_the_labels_that_all_have() {
+        let text = "# TYPE a gauge\na{cluster=\"c\",replica=\"r\"} 1\n\
+                    b{cluster=\"c\",kind=\"k\"} 2.5\nc 3\n";
+        let series = [("a", 1.0), ("b{kind=\"k\"}", 2.5), ("c", 3.0)];
+        let expected = series.map(|(name, value)| (name.to_owned(), value));
+        assert_eq!(parse(text), BTreeMap::from(expected));
+    }
 }

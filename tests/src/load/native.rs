@@ -5,10 +5,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use drumlin_proto::native::admin_client::AdminClient;
 use drumlin_proto::native::broker_client::BrokerClient;
+use drumlin_proto::native::peer_client::PeerClient;
 use drumlin_proto::native::{
     CommitOffsetRequest, CreateTopicRequest, DescribeBrokerRequest, DescribeBrokerResponse,
     FetchRequest, FetchResponse, GetCommittedOffsetRequest, Position, ProduceRequest,
-    ProduceResponse, QueryOffsetsRequest, Status, TopicType, fetch_request, position, status,
+    ProduceResponse, QueryOffsetsRequest, StateRequest, Status, TopicType, fetch_request, position,
+    status,
 };
 use drumlin_proto::record::{RecordFields, Run, RunBuilder};
 use tokio::sync::mpsc;
@@ -20,6 +22,8 @@ use tonic::transport::{Channel, Endpoint};
 use super::{body_of, seen};
 use crate::event::{Queue, Seen};
 
+/// Of the third member of a group: ids are given to data nodes by name, then to the witness.
+const WITNESS_ID: &str = "3";
 /// For calls that answer at once where anybody is there.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a broker may hold a send before it drops it unstored.
@@ -263,4 +267,22 @@ pub async fn describe(channel: &Channel) -> Result<DescribeBrokerResponse> {
     let answer = client.describe_broker(request(DescribeBrokerRequest {})).await?.into_inner();
     expect_ok(answer.status.clone())?;
     Ok(answer)
+}
+
+/// Term of the vote that a member remembers, as it says to other members; `of`: any node of its
+/// broker group.
+pub async fn member_term(channel: &Channel, of: &DescribeBrokerResponse) -> Result<u64> {
+    let mut asked = request(StateRequest {});
+    let caller = [
+        ("drumlin-cluster", &of.cluster),
+        ("drumlin-broker-group", &of.broker_group),
+        ("drumlin-group-uuid", &of.group_uuid),
+        // The first data node; whom it asks does not matter here.
+        ("drumlin-from", &"1".to_owned()),
+        ("drumlin-to", &WITNESS_ID.to_owned()),
+    ];
+    for (key, value) in caller {
+        asked.metadata_mut().insert(key, value.parse()?);
+    }
+    Ok(PeerClient::new(channel.clone()).state(asked).await?.into_inner().term)
 }

@@ -1,0 +1,174 @@
+//! What the witness and the gate in front of it promise where it is hardest: power lost by the only
+//! copy, leaders that come back, tails that were never committed, votes that must be remembered.
+
+use anyhow::{Context, Result, ensure};
+use drumlin_tests::cluster::{Layout, PATIENCE, Purpose, wait_for};
+use drumlin_tests::link::Mode;
+use drumlin_tests::load::native;
+use drumlin_tests::run::{Run, cycles, within};
+
+use super::power::skipped;
+use super::{GOES_ON_WITHIN, IN_FAULT, limit};
+
+const GROUP: &str = "broker-a";
+const WITNESS: &str = "nameserver-0";
+const DISK_MEBIBYTES: u64 = 512;
+
+async fn wait_alone(run: &Run, leader: &str) -> Result<()> {
+    wait_for("the group is not alone", PATIENCE, async || {
+        Ok((run.cluster.look(leader).await?.paired == Some(false)).then_some(()))
+    })
+    .await
+}
+
+/// The witness holds nothing that the only copy may lose: the two of them go on after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn power_lost_by_the_only_copy_stops_nobody_for_long() -> Result<()> {
+    if skipped("power_lost_by_the_only_copy_stops_nobody_for_long")? {
+        return Ok(());
+    }
+    let cycles = cycles(3);
+    within(limit(cycles), async {
+        let layout = Layout::one_group().on_disks(DISK_MEBIBYTES);
+        let mut run = Run::start("power loss alone", &layout).await?;
+        let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
+        let follower = run.cluster.peer(&leader)?;
+        run.cluster.kill(&follower)?;
+        run.began("follower kill", Some(GROUP), Some(GOES_ON_WITHIN));
+        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        wait_alone(&run, &leader).await?;
+        for cycle in 0..cycles {
+            run.cluster.cut_power(&leader)?;
+            run.cluster.restore_power(&leader)?;
+            run.cluster.start_node(&leader)?;
+            run.began("power loss alone", Some(GROUP), Some(2 * GOES_ON_WITHIN));
+            println!("power loss alone {cycle}");
+            run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+            run.ended("power loss alone");
+        }
+        run.ended("follower kill");
+        run.recover().await?;
+        run.plan = run.plan.fault("power loss alone", cycles);
+        run.plan.leader_changes_min = cycles;
+        run.finish().await?;
+        Ok(())
+    })
+    .await
+}
+
+/// Only the witness is there to elect it, so nobody else could have raised the term.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_restarts_leads_in_a_new_term() -> Result<()> {
+    within(limit(1), async {
+        let mut run = Run::start("restarted leader", &Layout::one_group()).await?;
+        let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
+        let follower = run.cluster.peer(&leader)?;
+        run.cluster.kill(&follower)?;
+        run.began("follower kill", Some(GROUP), Some(GOES_ON_WITHIN));
+        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        wait_alone(&run, &leader).await?;
+        for _ in 0..2 {
+            let term = run.cluster.look(&leader).await?.term;
+            run.cluster.kill(&leader)?;
+            run.cluster.start_node(&leader)?;
+            run.began("leader kill", Some(GROUP), Some(2 * GOES_ON_WITHIN));
+            run.load.progress(GROUP, 1, PATIENCE).await?;
+            let again = run.cluster.look(&leader).await?.term;
+            ensure!(again > term, "it led in term {term}, and leads in {again}");
+            run.ended("leader kill");
+        }
+        run.ended("follower kill");
+        run.recover().await?;
+        run.plan = run.plan.fault("leader kill", 2);
+        run.plan.leader_changes_min = 2;
+        run.finish().await?;
+        Ok(())
+    })
+    .await
+}
+
+/// A leader that is cut off goes on taking sends that can never be committed. Nobody may see them,
+/// and once it has been told so they must not come back, whatever becomes of its process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_deposed_leader_had_alone_is_never_seen() -> Result<()> {
+    let cycles = cycles(2);
+    within(limit(cycles), async {
+        let mut run = Run::start("deposed leader", &Layout::one_group()).await?;
+        for cycle in 0..cycles {
+            let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
+            let follower = run.cluster.peer(&leader)?;
+            let before = run.link_counts(&leader, &follower);
+            for other in [follower.as_str(), WITNESS] {
+                let (there, back) = run.cluster.links_of_pair(&leader, other);
+                there.into_iter().chain(back).for_each(|link| link.set(Mode::Blackhole));
+            }
+            let committed = run.cluster.look(&leader).await?.applied;
+            run.wait_links(&leader, &follower, before).await?;
+            run.began("isolation", Some(GROUP), Some(GOES_ON_WITHIN));
+            run.cluster.wait_leader_but(GROUP, &leader, PATIENCE).await?;
+            run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+            let old = run.cluster.look(&leader).await?;
+            println!(
+                "deposed {cycle}: {leader} had {} entries, {} committed",
+                old.appended, committed
+            );
+            run.cluster.open_links();
+            run.ended("isolation");
+            run.cluster.wait_healthy(PATIENCE).await?;
+            // What it cut must be cut on its disk too.
+            run.cluster.kill(&leader)?;
+            run.began("kill of the deposed", Some(GROUP), Some(GOES_ON_WITHIN));
+            run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+            run.ended("kill of the deposed");
+            run.recover().await?;
+        }
+        run.plan = run.plan.fault("isolation", cycles).fault("kill of the deposed", cycles);
+        run.plan.leader_changes_min = cycles;
+        run.plan.sends_in_faults_min = cycles * IN_FAULT;
+        run.finish().await?;
+        Ok(())
+    })
+    .await
+}
+
+/// A witness that comes back knows the term of its last vote before anybody has told it again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_witness_that_restarts_remembers_its_vote() -> Result<()> {
+    within(limit(1), async {
+        let mut run = Run::start("witness vote", &Layout::one_group()).await?;
+        let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
+        // Another election, so that the vote is not the very first.
+        run.cluster.kill(&leader)?;
+        run.began("leader kill", Some(GROUP), Some(GOES_ON_WITHIN));
+        let leader = run.cluster.wait_leader_but(GROUP, &leader, PATIENCE).await?;
+        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        run.ended("leader kill");
+        run.recover().await?;
+        let channel = native::connect(&run.cluster.client_address(&leader)?).await?;
+        let described = native::describe(&channel).await?;
+        let term = run.cluster.look(&leader).await?.term;
+
+        for broker in run.cluster.members(GROUP) {
+            run.cluster.link_between(&broker, WITNESS, Purpose::Peer)?.cut();
+        }
+        run.cluster.kill(WITNESS)?;
+        run.began("witness kill", Some(GROUP), Some(GOES_ON_WITHIN));
+        run.cluster.start_node(WITNESS)?;
+        let address = run.cluster.node(WITNESS)?.ports.client.clone();
+        let remembered = wait_for("the witness does not answer", PATIENCE, async || {
+            let Ok(channel) = native::connect(&address).await else { return Ok(None) };
+            let asked = native::member_term(&channel, &described);
+            Ok(asked.await.map_err(|error| eprintln!("{error:#}")).ok())
+        })
+        .await
+        .context("its term")?;
+        ensure!(remembered >= term, "it voted in term {term}, and remembers {remembered}");
+        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        run.ended("witness kill");
+        run.recover().await?;
+        run.plan = run.plan.fault("leader kill", 1).fault("witness kill", 1);
+        run.finish().await?;
+        Ok(())
+    })
+    .await
+}
