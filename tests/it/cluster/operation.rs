@@ -80,8 +80,10 @@ async fn one_copy_is_said_and_two_are_kept_where_promised() -> Result<()> {
         run.cluster.kill(&follower)?;
         run.began("follower kill", Some(GROUP), Some(GOES_ON_WITHIN));
         run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
-        let seen = run.cluster.look(&leader).await?;
-        ensure!(seen.paired == Some(false), "drumlin_replica_paired is {:?}", seen.paired);
+        wait_for("drumlin_replica_paired does not become 0", PATIENCE, async || {
+            Ok((run.cluster.look(&leader).await?.paired == Some(false)).then_some(()))
+        })
+        .await?;
         let alone = sender.send(ASKED, 0, "one", 10).await;
         let refused =
             matches!(&alone, Sent::Refused { code, .. } if *code != Code::InvalidArgument);
