@@ -276,8 +276,11 @@ impl Broker {
         self.running.ended()
     }
 
-    /// Stops taking calls, finishes those in flight, closes the log.
-    pub async fn shutdown(self) {
+    /// Lets another node lead, stops taking calls, finishes those in flight, closes the log.
+    ///
+    /// False if the disk does not answer: then nothing may be started on it by this process.
+    pub async fn shutdown(self) -> bool {
+        self.context.replica.hand_over().await;
         self.stop.cancel();
         let draining = async {
             for server in self.servers {
@@ -295,7 +298,7 @@ impl Broker {
         report(self.first_checkpoint.await, "the first checkpoint");
         report(self.copying.await, "the task that pushes definitions");
         report(self.raising.await, "the task that raises the feature level");
-        self.running.shutdown().await;
+        let closed = self.running.shutdown().await;
         if let Some(peers) = self.peers {
             peers.shutdown(self.context.identity.group_uuid).await;
         }
@@ -303,6 +306,7 @@ impl Broker {
             http.end.cancel();
             report(http.serving.await, "the HTTP port");
         }
+        closed
     }
 }
 
@@ -464,6 +468,7 @@ pub(crate) async fn start_replica(
         plan: Plan::of(config),
         peer_address: own_address(config),
         addresses: addresses(config),
+        preferred_leader: preferred_leader(config),
         data_dir: data_dir.root().to_owned(),
         hint_path: data_dir.root().join(HINT_FILE),
         seed_bytes_per_second_max: config.seed_bytes_per_second_max,
@@ -537,6 +542,12 @@ fn own_address(config: &Config) -> String {
             config.peers.as_ref().map(|peers| peers.bind.to_string()).unwrap_or_default()
         }
     }
+}
+
+/// Who leads when it is in step: by configuration, or the first by name.
+fn preferred_leader(config: &Config) -> Option<String> {
+    let first = || config.replicas.iter().map(|node| &node.name).min().cloned();
+    config.preferred_leader.clone().or_else(first)
 }
 
 /// Of the members that the configuration names.

@@ -328,6 +328,7 @@ impl Metrics {
             ProposeError::NotLeader { .. } => self.refused(Reason::NotLeader),
             ProposeError::Expired => self.refused(Reason::Expired),
             ProposeError::UnknownOutcome => self.refused(Reason::UnknownOutcome),
+            ProposeError::TooFewCopies => self.refused(Reason::TooFewCopies),
             ProposeError::Stopped(_) => self.refused(Reason::Stopping),
         }
     }

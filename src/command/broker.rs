@@ -64,7 +64,11 @@ async fn serve(keys: &BrokerKeys) -> Result<(), Failure> {
             "started"
         );
         let ended = run_until_stopped(&broker).await;
-        broker.shutdown().await;
+        let closed = broker.shutdown().await;
+        if matches!(ended, Ok(Run::Restart)) && !closed {
+            let reason = "the broker must begin anew, but its disk does not answer";
+            return Err(Failure::new(Kind::Failed, reason));
+        }
         if !matches!(ended, Ok(Run::Restart)) {
             tracing::info!("stopped");
             return ended.map(drop);

@@ -81,6 +81,8 @@ pub enum Reason {
     NotLeader,
     Expired,
     UnknownOutcome,
+    /// A topic needs two copies while there is one node.
+    TooFewCopies,
     Stopping,
     /// Too many topics or consumer groups.
     Limit,
@@ -94,6 +96,7 @@ impl EncodeLabelValue for Reason {
             Self::NotLeader => "not_leader",
             Self::Expired => "expired",
             Self::UnknownOutcome => "unknown_outcome",
+            Self::TooFewCopies => "too_few_copies",
             Self::Stopping => "stopping",
             Self::Limit => "limit",
         })

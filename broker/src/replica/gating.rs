@@ -296,7 +296,7 @@ impl Driving {
             item_count: 0,
             payload_crc: crc32fast::hash(&[]),
             payload: Bytes::new(),
-            window: None,
+            ticket: None,
         };
         let (responder, outcome) = ProgressResponder::complete_only();
         self.raft.client_write_ff(payload, Some(responder)).await.ok()?;

@@ -22,6 +22,7 @@ use super::raft_types::{
 };
 use super::state::GateMode;
 use crate::entry::EntryKind;
+use crate::fault::{Fault, injected};
 use crate::log::{Log, LogClosed};
 use crate::position::{EntryId, EntryIndex, Term};
 
@@ -187,15 +188,26 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = RaftEntry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let (entries, windows): (Vec<_>, Vec<_>) = entries.into_iter().map(to_log).unzip();
+        let (entries, tickets): (Vec<_>, Vec<_>) = entries.into_iter().map(to_log).unzip();
+        let appended: Vec<_> = tickets.iter().flatten().cloned().collect();
+        let (early, flushed) = match injected(Fault::AckBeforeSync) {
+            true => (Some(flushed), None),
+            false => (None, Some(flushed)),
+        };
         let done = Box::new(move |result: io::Result<()>| {
-            drop(windows);
-            flushed.io_completed(result);
+            drop(tickets);
+            if let Some(flushed) = flushed {
+                flushed.io_completed(result);
+            }
         });
         let gates = Arc::clone(&self.gates);
         let marks: Vec<_> = entries.iter().map(|entry| (entry.id, entry.kind)).collect();
         self.log.append(entries, done).map_err(closed)?;
         gates.appended(&marks);
+        appended.iter().for_each(|ticket| ticket.appended());
+        if let Some(flushed) = early {
+            flushed.io_completed(Ok(()));
+        }
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use drumlin_proto::ids::{QueueKey, QueueOffset, TopicId};
@@ -25,6 +26,7 @@ pub(crate) mod bootstrap;
 pub mod checkpoint;
 pub mod clock;
 pub mod gate;
+pub mod leadership;
 pub mod membership;
 pub mod peer_service;
 pub mod peers;
@@ -79,7 +81,12 @@ pub enum Item {
 /// What became of an item; told once it is applied and durable here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Applied {
-    Run { base_offset: QueueOffset, store_time_ms: u64 },
+    /// `degraded`: the other data node of the pair had not synced it.
+    Run {
+        base_offset: QueueOffset,
+        store_time_ms: u64,
+        degraded: bool,
+    },
     Command(Outcome),
 }
 
@@ -103,6 +110,9 @@ pub enum ProposeError {
     /// Not proposed: an earlier item of its chain was not.
     #[error("an earlier run of this queue was not stored")]
     OutOfOrder,
+    /// Not proposed: its topic needs two copies, and there is one data node only now.
+    #[error("the topic needs two copies, and one node only can keep one now")]
+    TooFewCopies,
     /// It may or may not have been stored.
     #[error("leadership was lost before the outcome was known")]
     UnknownOutcome,
@@ -167,6 +177,8 @@ struct Shared {
     ended: watch::Sender<Option<Ended>>,
     own: OwnState,
     digests: Digests,
+    /// The longest.
+    election_timeout: Duration,
 }
 
 /// How far this node has come, as operators see it.

@@ -11,31 +11,34 @@ use std::time::Duration;
 use bytes::Bytes;
 use drumlin_proto::ids::QueueKey;
 use drumlin_proto::record::Run;
-use futures::FutureExt;
-use openraft::alias::OneshotReceiverOf;
-use openraft::errors::ClientWriteError;
+use openraft::errors::{ClientWriteError, ForwardReason};
 use openraft::impls::ProgressResponder;
-use openraft::raft::ClientWriteResult;
 use prometheus_client::metrics::histogram::Histogram;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::clock_source::ClockSource;
-use super::raft_types::{Raft, TypeConfig};
-use super::{Applied, Item, ProposeError, RaftStatus, ReadableEnd};
+use super::gate::GateView;
+use super::published::Published;
+use super::raft_types::{Payload, Raft};
+use super::{Applied, Item, ProposeError, RaftStatus};
 use crate::command::Refusal;
 use crate::entry::{ALIGN_BYTES, PAYLOAD_BYTES_MAX};
 use crate::item;
 use crate::log::LogClosed;
-use crate::position::{EntryIndex, Term};
+use crate::position::Term;
 
+mod answering;
 mod chain;
+mod copies;
 mod merge;
 
+use answering::{Outcome, Proposed, answer_all};
 pub use chain::Chain;
 use chain::Link;
-use merge::{Replies, build, merge};
+pub(crate) use copies::Copies;
+use merge::{build, merge};
 
 /// An entry is closed once it has this much.
 const ENTRY_BYTES_TARGET: usize = 256 << 10;
@@ -52,9 +55,10 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 const ITEM_OVERHEAD_BYTES: usize = 256;
 /// Entries that wait to be answered; openraft holds fewer.
 const UNANSWERED_ENTRIES_MAX: usize = 1024;
-/// How long entries wait to be readable once the log takes no more: what it had made durable is on
-/// its way.
-const CLOSED_PATIENCE: Duration = Duration::from_secs(1);
+/// Between two tries to propose an entry while no quorum has answered for a while.
+const LEASE_RETRY_INTERVAL: Duration = Duration::from_millis(20);
+/// How long it is tried.
+const LEASE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long items wait while nobody leads.
 pub(crate) const ELECTION_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -123,6 +127,8 @@ impl Waiting {
 struct Reply {
     sender: oneshot::Sender<Result<Applied, ProposeError>>,
     link: Option<Link>,
+    /// An acknowledgement must mean two copies.
+    needs_two: bool,
     _in_flight: OwnedSemaphorePermit,
 }
 
@@ -153,7 +159,7 @@ impl ProposerHandle {
         let link = chain.map(Chain::next_link);
         let queued = self.reserve(&content).and_then(|in_flight| {
             let (sender, answer) = oneshot::channel();
-            let reply = Reply { sender, link, _in_flight: in_flight };
+            let reply = Reply { sender, link, needs_two: false, _in_flight: in_flight };
             let waiting = Waiting { content, deadline, reply };
             let stopped = || ProposeError::Stopped("the proposer has ended".into());
             self.queue.send(waiting).map(|()| answer).map_err(|_| stopped())
@@ -205,7 +211,8 @@ pub(crate) struct ProposerParts {
     pub(crate) raft: Raft,
     pub(crate) status: watch::Receiver<RaftStatus>,
     pub(crate) clock: Arc<ClockSource>,
-    pub(crate) readable: watch::Receiver<ReadableEnd>,
+    pub(crate) published: Arc<Published>,
+    pub(crate) gate: watch::Receiver<GateView>,
     pub(crate) log_closed: watch::Receiver<Option<LogClosed>>,
     pub(crate) refused: watch::Receiver<RunsRefused>,
     pub(crate) in_flight_bytes_max: u64,
@@ -230,14 +237,19 @@ pub(crate) fn start(parts: ProposerParts) -> (ProposerHandle, ProposerTasks) {
         refused: parts.refused.clone(),
         stop: parts.stop.clone(),
     };
-    let answering = tokio::spawn(answer_all(
+    let copies = Copies::new(parts.raft.clone(), parts.gate.clone());
+    let answering = answering::Answering {
         unanswered,
-        parts.readable.clone(),
-        parts.log_closed.clone(),
-        parts.commit_seconds.clone(),
-    ));
+        readable: parts.published.readable(),
+        status: parts.status.clone(),
+        log_closed: parts.log_closed.clone(),
+        copies: copies.clone(),
+        commit_seconds: parts.commit_seconds.clone(),
+    };
+    let answering = tokio::spawn(answer_all(answering));
     let proposer = Proposer {
         parts,
+        copies,
         backlog: Backlog::of(waiting),
         window: Arc::new(Semaphore::new(WINDOW_ENTRIES)),
         proposed,
@@ -306,6 +318,7 @@ impl Backlog {
 
 struct Proposer {
     parts: ProposerParts,
+    copies: Copies,
     backlog: Backlog,
     window: Arc<Semaphore>,
     proposed: mpsc::Sender<Proposed>,
@@ -361,19 +374,77 @@ impl Proposer {
         };
         let refused = self.parts.refused.borrow().clone();
         let items = admit(items, Instant::now(), refused.as_deref(), Some(term));
+        let items = self.demand_copies(items);
         if items.is_empty() {
             return true;
         }
-        let (payload, replies) = build(merge(items), self.parts.clock.entry_ms(), window);
-        let (responder, outcome) = ProgressResponder::complete_only();
-        if let Err(fatal) = self.parts.raft.client_write_ff(payload, Some(responder)).await {
-            for piece in replies {
-                piece.fail(&ProposeError::Stopped(fatal.to_string()));
+        let ticket = Arc::new(Ticket::new(window));
+        let clock_ms = self.parts.clock.entry_ms();
+        let (payload, replies) = build(merge(items), clock_ms, Arc::clone(&ticket));
+        let fail = |replies: Vec<merge::Replies>, error: &ProposeError| {
+            replies.into_iter().for_each(|waiting| waiting.fail(error));
+        };
+        match self.append(payload, &ticket).await {
+            Ok(outcome) => {
+                drop(ticket);
+                let proposed_at = Instant::now();
+                let proposed = Proposed { outcome, replies, term, proposed_at };
+                self.proposed.send(proposed).await.is_ok()
             }
-            return false;
+            Err(Unproposed::Stopped(reason)) => {
+                fail(replies, &ProposeError::Stopped(reason));
+                false
+            }
+            Err(Unproposed::Refused(error)) => {
+                fail(replies, &error);
+                true
+            }
         }
-        let proposed_at = Instant::now();
-        self.proposed.send(Proposed { outcome, replies, proposed_at }).await.is_ok()
+    }
+
+    /// Returns once the entry is in the log, and only then: the next one must not overtake it. A
+    /// lease that has lapsed for a moment is waited for.
+    async fn append(&self, payload: Payload, ticket: &Ticket) -> Result<Outcome, Unproposed> {
+        let give_up_at = Instant::now() + LEASE_PATIENCE;
+        loop {
+            let (responder, mut outcome) = ProgressResponder::complete_only();
+            let proposed = self.parts.raft.client_write_ff(payload.clone(), Some(responder)).await;
+            proposed.map_err(|fatal| Unproposed::Stopped(fatal.to_string()))?;
+            let refused = tokio::select! {
+                biased;
+                () = ticket.appended.notified() => return Ok(outcome),
+                refused = &mut outcome => refused,
+            };
+            let Ok(Err(ClientWriteError::ForwardToLeader(to))) = refused else {
+                return Err(Unproposed::Refused(ProposeError::UnknownOutcome));
+            };
+            let lapsed = to.reason == ForwardReason::LeaseExpired;
+            if !lapsed || Instant::now() >= give_up_at || self.parts.stop.is_cancelled() {
+                let error = ProposeError::NotLeader { leader: to.leader_id };
+                return Err(Unproposed::Refused(error));
+            }
+            tokio::time::sleep(LEASE_RETRY_INTERVAL).await;
+        }
+    }
+
+    /// Refuses runs of topics that need two copies while there can be only one; marks the others.
+    fn demand_copies(&self, items: Vec<Waiting>) -> Vec<Waiting> {
+        let is_possible = self.copies.two_are_possible();
+        let applying = self.parts.published.applying.read();
+        let needs_two = |content: &Content| match content {
+            Content::Run { queue, .. } => applying.state.min_copies(queue.topic) >= 2,
+            Content::Command(_) => false,
+        };
+        let mut admitted = Vec::with_capacity(items.len());
+        for mut waiting in items {
+            waiting.reply.needs_two = needs_two(&waiting.content);
+            if waiting.reply.needs_two && !is_possible {
+                waiting.refuse(ProposeError::TooFewCopies);
+            } else {
+                admitted.push(waiting);
+            }
+        }
+        admitted
     }
 
     /// Waits while nobody is known to lead; returns the term. Errors: who leads instead, if known.
@@ -421,64 +492,29 @@ fn admit(
     admitted
 }
 
-/// An entry whose outcome is not known yet.
-struct Proposed {
-    outcome: OneshotReceiverOf<TypeConfig, ClientWriteResult<TypeConfig>>,
-    replies: Vec<Replies>,
-    proposed_at: Instant,
+/// Why an entry is not in the log.
+enum Unproposed {
+    /// Raft has stopped.
+    Stopped(String),
+    Refused(ProposeError),
 }
 
-/// Answers entry by entry, each once it is readable here: committed, applied and durable.
-async fn answer_all(
-    mut unanswered: mpsc::Receiver<Proposed>,
-    mut readable: watch::Receiver<ReadableEnd>,
-    mut log_closed: watch::Receiver<Option<LogClosed>>,
-    commit_seconds: Histogram,
-) {
-    let given_up = async move {
-        log_closed.wait_for(Option::is_some).await.ok();
-        tokio::time::sleep(CLOSED_PATIENCE).await;
-    };
-    let given_up = given_up.shared();
-    while let Some(Proposed { outcome, replies, proposed_at }) = unanswered.recv().await {
-        let known = tokio::select! {
-            biased;
-            known = known(outcome, &mut readable) => known,
-            () = given_up.clone() => Err(ProposeError::UnknownOutcome),
-        };
-        match known {
-            Ok(outcomes) => {
-                commit_seconds.observe(proposed_at.elapsed().as_secs_f64());
-                assert_eq!(outcomes.len(), replies.len(), "outcomes of an entry");
-                for (waiting, outcome) in replies.into_iter().zip(outcomes) {
-                    waiting.answer(outcome);
-                }
-            }
-            Err(failure) => {
-                for waiting in replies {
-                    waiting.fail(&failure);
-                }
-            }
-        }
+/// An entry's hold on its proposer's window, until it is durable here.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    /// Told once the log has the entry.
+    appended: Notify,
+    _window: OwnedSemaphorePermit,
+}
+
+impl Ticket {
+    fn new(window: OwnedSemaphorePermit) -> Self {
+        Self { appended: Notify::new(), _window: window }
     }
-}
 
-/// What came of an entry, once it is readable.
-async fn known(
-    outcome: OneshotReceiverOf<TypeConfig, ClientWriteResult<TypeConfig>>,
-    readable: &mut watch::Receiver<ReadableEnd>,
-) -> Result<Vec<Result<Applied, Refusal>>, ProposeError> {
-    let response = match outcome.await {
-        Ok(Ok(response)) => response,
-        Ok(Err(ClientWriteError::ForwardToLeader(to))) => {
-            return Err(ProposeError::NotLeader { leader: to.leader_id });
-        }
-        Ok(Err(_)) | Err(_) => return Err(ProposeError::UnknownOutcome),
-    };
-    let index = EntryIndex::new(response.log_id.index);
-    match readable.wait_for(|end| end.index > index).await {
-        Ok(_) => Ok(response.data.0),
-        Err(_) => Err(ProposeError::UnknownOutcome),
+    /// The log has the entry, though it may not be durable yet.
+    pub(crate) fn appended(&self) {
+        self.appended.notify_one();
     }
 }
 

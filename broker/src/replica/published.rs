@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Applying, ReadableEnd};
+use crate::fault::{Fault, injected};
 use crate::log::DurableEnd;
 use crate::position::{EntryId, EntryIndex, LogOffset};
 
@@ -108,7 +109,7 @@ impl Published {
         let durable = *self.durable.borrow();
         let durable = ReadableEnd { index: durable.index, position: durable.position };
         let applied = self.applied.borrow().readable();
-        let end = durable.min(applied);
+        let end = if injected(Fault::AckBeforeSync) { applied } else { durable.min(applied) };
         self.readable.send_if_modified(|readable| {
             let rises = end > *readable;
             if rises {

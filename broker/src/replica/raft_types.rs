@@ -8,9 +8,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use openraft::impls::leader_id_std;
 use openraft::{EntryPayload, alias};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::membership::{self, BrokerNode};
+use super::proposer::Ticket;
 use super::state_machine::StateMachine;
 use crate::command::Refusal;
 use crate::entry::{self, EntryKind};
@@ -43,8 +43,8 @@ pub(crate) struct Payload {
     pub(crate) item_count: u32,
     pub(crate) payload_crc: u32,
     pub(crate) payload: Bytes,
-    /// The proposer's window: held until the entry is durable here. Never leaves the process.
-    pub(crate) window: Option<Arc<OwnedSemaphorePermit>>,
+    /// The proposer's, held until the entry is durable here. Never leaves the process.
+    pub(crate) ticket: Option<Arc<Ticket>>,
 }
 
 impl PartialEq for Payload {
@@ -91,8 +91,8 @@ pub(crate) fn log_vote(vote: &RaftVote) -> log::Vote {
     }
 }
 
-/// The entry as the log keeps it, and the window permit it carried.
-pub(crate) fn to_log(entry: RaftEntry) -> (entry::Entry, Option<Arc<OwnedSemaphorePermit>>) {
+/// The entry as the log keeps it, and the ticket it carried.
+pub(crate) fn to_log(entry: RaftEntry) -> (entry::Entry, Option<Arc<Ticket>>) {
     let id = entry_id(&entry.log_id);
     let own = |kind, payload: Bytes| entry::Entry {
         id,
@@ -116,7 +116,7 @@ pub(crate) fn to_log(entry: RaftEntry) -> (entry::Entry, Option<Arc<OwnedSemapho
                 payload_crc: payload.payload_crc,
                 payload: payload.payload,
             };
-            (entry, payload.window)
+            (entry, payload.ticket)
         }
     }
 }
@@ -137,7 +137,7 @@ pub(crate) fn to_raft(entry: entry::Entry) -> io::Result<RaftEntry> {
             item_count: entry.item_count,
             payload_crc: entry.payload_crc,
             payload: entry.payload,
-            window: None,
+            ticket: None,
         }),
     };
     Ok(RaftEntry { log_id: log_id(entry.id), payload })

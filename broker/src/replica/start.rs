@@ -20,6 +20,7 @@ use super::clock_source::ClockSource;
 use super::digests::{Digesting, Digests, Samples};
 use super::gate::Patience;
 use super::gating::{Driving, Gating};
+use super::leadership::Leadership;
 use super::log_store::{LogFacts, LogStore};
 use super::membership::{BrokerNode, Role};
 use super::network::{LinkParts, Links};
@@ -59,6 +60,8 @@ pub struct Options {
     pub peer_address: String,
     /// `host:port` of members by name; they win over those that the membership has.
     pub addresses: BTreeMap<String, String>,
+    /// Name of the node that leads when it is in step.
+    pub preferred_leader: Option<String>,
     /// On the disk whose fill other members are told.
     pub data_dir: PathBuf,
     /// File of the committed index, a hint.
@@ -184,7 +187,8 @@ pub async fn start(
         raft: raft.clone(),
         status: status.clone(),
         clock: Arc::clone(&clock),
-        readable: published.readable(),
+        published: Arc::clone(&published),
+        gate: gating.view(),
         log_closed: log.closed(),
         refused: refused_seen,
         in_flight_bytes_max: options.in_flight_bytes_max,
@@ -275,10 +279,18 @@ pub async fn start(
         seeding,
         gate: gating.view(),
         peers,
+        election_timeout: options.election_timeout_max,
         own: OwnState::new(options.identity.clone(), options.data_dir.clone()),
         digests,
     };
     let replica = Replica { shared: Arc::new(shared) };
+    let leadership = Leadership {
+        replica: replica.clone(),
+        preferred: options.preferred_leader,
+        election_timeout: options.election_timeout_max,
+        stop: stop.child_token(),
+    };
+    following.push(tokio::spawn(leadership.run()));
     let running = Running {
         replica: replica.clone(),
         stop,
@@ -434,7 +446,10 @@ impl Running {
     ///
     /// A disk that is full or stuck delays it by some seconds: what waits for the disk then has no
     /// known outcome.
-    pub async fn shutdown(self) {
+    ///
+    /// False if the disk does not answer even then: the log must not be opened again before the
+    /// process has ended.
+    pub async fn shutdown(self) -> bool {
         let Self {
             replica, stop, proposing, following, checkpointing, ended, settle_timeout, ..
         } = self;
@@ -446,7 +461,7 @@ impl Running {
             Err(_) => {
                 tracing::warn!("what is under way does not end and is given up");
                 if !close(replica.log()).await {
-                    return;
+                    return false;
                 }
                 report(settling.await, "what was under way");
             }
@@ -459,7 +474,7 @@ impl Running {
             tracing::error!(%error, "raft did not end in order");
         }
         report(checkpointing.await, "the checkpointer");
-        close(replica.log()).await;
+        close(replica.log()).await
     }
 }
 

@@ -88,6 +88,7 @@ impl Home {
             plan: None,
             peer_address: String::new(),
             addresses: BTreeMap::new(),
+            preferred_leader: None,
             data_dir: self.0.path().to_owned(),
             hint_path: self.path("committed"),
             seed_bytes_per_second_max: None,

@@ -139,7 +139,7 @@ impl From<ProposeError> for Fault {
             ProposeError::OutOfOrder => Code::OutOfOrder,
             ProposeError::UnknownOutcome => Code::UnknownOutcome,
             ProposeError::FeatureLevel { .. } => Code::PreconditionFailed,
-            ProposeError::Stopped(_) => Code::Unavailable,
+            ProposeError::Stopped(_) | ProposeError::TooFewCopies => Code::Unavailable,
         };
         Self::new(code, error.to_string())
     }

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use drumlin_proto::ids::QueueKey;
 use drumlin_proto::record::RunHeader;
-use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Content, ENTRY_BYTES_MAX, MERGED_BYTES_MAX, Reply, Waiting};
+use super::{Content, ENTRY_BYTES_MAX, MERGED_BYTES_MAX, Reply, Ticket, Waiting};
 use crate::command::Refusal;
 use crate::entry::EntryKind;
 use crate::item::PayloadBuilder;
@@ -77,15 +76,21 @@ impl Replies {
         }
     }
 
-    pub(super) fn answer(self, outcome: Result<Applied, Refusal>) {
+    /// `degraded`: there is one copy only.
+    pub(super) fn answer(self, outcome: Result<Applied, Refusal>, degraded: bool) {
         let applied = match outcome {
             Ok(applied) => applied,
             Err(refusal) => return self.fail(&ProposeError::Refused(refusal)),
         };
         match (self, applied) {
-            (Self::Runs(replies), Applied::Run { mut base_offset, store_time_ms }) => {
+            (Self::Runs(replies), Applied::Run { mut base_offset, store_time_ms, .. }) => {
                 for (records, reply) in replies {
-                    reply.send(Ok(Applied::Run { base_offset, store_time_ms }));
+                    if degraded && reply.needs_two {
+                        // The second copy may come, or this one may be lost.
+                        reply.fail(ProposeError::UnknownOutcome);
+                    } else {
+                        reply.send(Ok(Applied::Run { base_offset, store_time_ms, degraded }));
+                    }
                     base_offset = base_offset.advance(records);
                 }
             }
@@ -99,7 +104,7 @@ impl Replies {
 pub(super) fn build(
     pieces: Vec<Piece>,
     clock_ms: u64,
-    window: OwnedSemaphorePermit,
+    ticket: Arc<Ticket>,
 ) -> (Payload, Vec<Replies>) {
     let mut builder = PayloadBuilder::new();
     let mut replies = Vec::with_capacity(pieces.len());
@@ -124,7 +129,7 @@ pub(super) fn build(
         item_count,
         payload_crc,
         payload,
-        window: Some(Arc::new(window)),
+        ticket: Some(ticket),
     };
     (payload, replies)
 }

@@ -24,7 +24,12 @@ fn run(bodies: &[&[u8]]) -> Run {
 fn waiting(item: Item) -> (Waiting, Answer) {
     let permits = Arc::new(Semaphore::new(1));
     let (sender, answer) = oneshot::channel();
-    let reply = Reply { sender, link: None, _in_flight: permits.try_acquire_owned().unwrap() };
+    let reply = Reply {
+        sender,
+        link: None,
+        needs_two: false,
+        _in_flight: permits.try_acquire_owned().unwrap(),
+    };
     (Waiting { content: item.into(), deadline: None, reply }, answer)
 }
 
@@ -60,8 +65,9 @@ fn linked(chain: &Chain, (mut waiting, answer): (Waiting, Answer)) -> (Waiting, 
     (waiting, answer)
 }
 
-fn window() -> OwnedSemaphorePermit {
-    Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap()
+fn ticket() -> Arc<Ticket> {
+    let window = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+    Arc::new(Ticket::new(window))
 }
 
 /// Queue and record count of each run; `None` for commands.
@@ -78,13 +84,17 @@ fn runs_of_a_queue_become_one_item_and_its_offsets_are_told_apart() {
     let (first, mut first_answer) = run_item(0, &[b"a", b"b"]);
     let (other, mut other_answer) = run_item(1, &[b"x"]);
     let (second, mut second_answer) = run_item(0, &[b"c"]);
-    let (payload, replies) = build(merge(vec![first, other, second]), 5, window());
+    let (payload, replies) = build(merge(vec![first, other, second]), 5, ticket());
     assert_eq!(contents(&payload), [Some((0, 3)), Some((1, 1))]);
     assert_eq!(payload.payload_crc, crc32fast::hash(&payload.payload));
     assert_eq!((payload.clock_ms, payload.item_count), (5, 2));
-    let at = |offset| Applied::Run { base_offset: QueueOffset::new(offset), store_time_ms: 5 };
+    let at = |offset| Applied::Run {
+        base_offset: QueueOffset::new(offset),
+        store_time_ms: 5,
+        degraded: false,
+    };
     for (reply, offset) in replies.into_iter().zip([70, 90]) {
-        reply.answer(Ok(at(offset)));
+        reply.answer(Ok(at(offset)), false);
     }
     assert_eq!(first_answer.try_recv().unwrap().unwrap(), at(70));
     assert_eq!(second_answer.try_recv().unwrap().unwrap(), at(72));
@@ -95,7 +105,7 @@ fn runs_of_a_queue_become_one_item_and_its_offsets_are_told_apart() {
 fn runs_are_not_merged_across_a_command() {
     let items = [run_item(0, &[b"a"]), command_item(), run_item(0, &[b"b"])];
     let (items, mut answers): (Vec<_>, Vec<_>) = items.into_iter().unzip();
-    let (payload, replies) = build(merge(items), 0, window());
+    let (payload, replies) = build(merge(items), 0, ticket());
     assert_eq!(contents(&payload), [Some((0, 1)), None, Some((0, 1))]);
     let outcomes = [
         Err(Refusal::QueueNotFound),
@@ -103,7 +113,7 @@ fn runs_are_not_merged_across_a_command() {
         Err(Refusal::TopicNotFound),
     ];
     for (reply, outcome) in replies.into_iter().zip(outcomes) {
-        reply.answer(outcome);
+        reply.answer(outcome, false);
     }
     let told: Vec<_> = answers.iter_mut().map(|answer| answer.try_recv().unwrap()).collect();
     assert!(matches!(told[0], Err(ProposeError::Refused(Refusal::QueueNotFound))));
@@ -115,7 +125,7 @@ fn runs_are_not_merged_across_a_command() {
 fn merged_runs_stay_below_their_limit() {
     let body = vec![b'x'; 100 << 10];
     let items = (0..6).map(|_| run_item(0, &[&body]).0).collect();
-    let (payload, _) = build(merge(items), 0, window());
+    let (payload, _) = build(merge(items), 0, ticket());
     assert_eq!(contents(&payload), [Some((0, 2)), Some((0, 2)), Some((0, 2))]);
 }
 
@@ -177,7 +187,7 @@ async fn large_commands_close_an_entry_and_count_as_in_flight() {
     let mut backlog = Backlog::of(waiting);
     let mut entries = 0;
     while backlog.filled().now_or_never().is_some() {
-        let (payload, _) = build(merge(backlog.gather()), 0, window());
+        let (payload, _) = build(merge(backlog.gather()), 0, ticket());
         assert!(payload.payload.len() < ENTRY_BYTES_TARGET + (70 << 10));
         entries += 1;
     }
@@ -227,7 +237,7 @@ async fn a_run_of_unknown_outcome_stops_what_follows_it_in_its_chain() {
         let (first, _first_answer) = linked(&chain, run_item(0, &[b"1"]));
         let (second, mut second_answer) = linked(&chain, run_item(0, &[b"2"]));
         let first = admit(vec![first], now, None, Some(Term::new(1)));
-        let (_, replies) = build(merge(first), 0, window());
+        let (_, replies) = build(merge(first), 0, ticket());
         replies.into_iter().for_each(|reply| reply.fail(&error));
         assert!(admit(vec![second], now, None, Some(Term::new(1))).is_empty());
         assert!(matches!(second_answer.try_recv().unwrap(), Err(ProposeError::OutOfOrder)));

@@ -155,7 +155,7 @@ impl Batch<'_> {
         let line = Line { base_offset, position, bytes, count, newest_ms: store_time_ms };
         self.index.append(queue, line);
         self.effects.touched.insert(queue.topic);
-        Ok(Applied::Run { base_offset, store_time_ms })
+        Ok(Applied::Run { base_offset, store_time_ms, degraded: false })
     }
 
     /// Remembers a refused run, unless its topic was deleted: then none of its runs counts.

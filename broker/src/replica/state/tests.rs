@@ -189,7 +189,8 @@ fn offsets_are_given_in_log_order_and_indexed_where_the_run_lies() {
     let at = node.state.end();
     let parts = vec![Part::Run(first, 2), Part::Run(second, 1), Part::Run(first, 3)];
     let effects = node.batch_at(500, parts);
-    let run = |base| Ok(Applied::Run { base_offset: offset(base), store_time_ms: 500 });
+    let run =
+        |base| Ok(Applied::Run { base_offset: offset(base), store_time_ms: 500, degraded: false });
     assert_eq!(effects.outcomes, [run(0), run(0), run(2)]);
     assert_eq!(effects.touched, BTreeSet::from([topic]));
     assert_eq!((node.range(first), node.range(second)), ((0, 5), (0, 1)));
@@ -257,7 +258,10 @@ fn runs_to_what_is_gone_take_no_offset() {
     ]);
     assert_eq!(outcomes[0], Err(Refusal::TopicNotFound));
     assert_eq!(outcomes[1], Err(Refusal::QueueNotFound));
-    assert_eq!(outcomes[2], Ok(Applied::Run { base_offset: offset(0), store_time_ms: 0 }));
+    assert_eq!(
+        outcomes[2],
+        Ok(Applied::Run { base_offset: offset(0), store_time_ms: 0, degraded: false })
+    );
     assert_eq!(outcomes[3], Ok(Applied::Command(Outcome::Done)));
     assert_eq!(outcomes[4], Err(Refusal::TopicNotFound));
     assert_eq!(node.index.lines_from(queue(topic, 0), offset(0), 9).unwrap(), []);

@@ -268,7 +268,7 @@ async fn answer(
     let queue_id = u32::from(accepted.queue.queue.get());
     let record_count = accepted.record_count;
     match outcome {
-        Ok(Applied::Run { base_offset, store_time_ms }) => {
+        Ok(Applied::Run { base_offset, store_time_ms, degraded }) => {
             count(context, &accepted);
             ProduceResponse {
                 sequence,
@@ -277,7 +277,7 @@ async fn answer(
                 base_offset: base_offset.get(),
                 record_count,
                 store_time_ms: i64::try_from(store_time_ms).unwrap_or(i64::MAX),
-                degraded: false,
+                degraded,
             }
         }
         Ok(Applied::Command(outcome)) => unreachable!("{outcome:?} came of a run"),

@@ -74,9 +74,10 @@ impl From<ProposeError> for Fault {
             ProposeError::Refused(refusal) => return refusal.clone().into(),
             ProposeError::NotLeader { .. } => return Self::not_led(error.to_string()),
             ProposeError::Busy { .. } | ProposeError::DiskFull(_) => Code::TooManyRequests,
-            ProposeError::UnknownOutcome | ProposeError::OutOfOrder | ProposeError::Stopped(_) => {
-                Code::HaNotAvailable
-            }
+            ProposeError::UnknownOutcome
+            | ProposeError::OutOfOrder
+            | ProposeError::TooFewCopies
+            | ProposeError::Stopped(_) => Code::HaNotAvailable,
             ProposeError::Expired => Code::ProxyTimeout,
             ProposeError::FeatureLevel { .. } => Code::NotImplemented,
         };
