@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,13 +24,13 @@ use crate::copies_since::CopiesSince;
 use crate::data_dir::{Bootstrap, Claim, DataDir, DataDirError, Found, Identity};
 use crate::disk::RealDisk;
 use crate::feature_level;
-use crate::log::{Log, LogMetrics, LogOptions};
+use crate::log::{CheckpointMark, Log, LogMetrics, LogOptions, OpenError};
 use crate::metrics::{self, Metrics};
 use crate::position::EntryIndex;
 use crate::registration::Registration;
 use crate::replica::Replica;
 use crate::replica::bootstrap::{self, Door, Plan};
-use crate::replica::checkpoint::{CheckpointError, Checkpointer};
+use crate::replica::checkpoint::{CheckpointError, Checkpointer, Opened};
 use crate::replica::committed_hint;
 use crate::replica::peer_service::{self, PeerService};
 use crate::replica::start::{self, Ended, Running};
@@ -377,7 +378,7 @@ fn new_group() -> Bootstrap {
     }
 }
 
-fn find_data_dir(config: &Config) -> Result<Found, DataDirError> {
+pub(crate) fn find_data_dir(config: &Config) -> Result<Found, DataDirError> {
     let claim = Claim {
         cluster: config.cluster.clone(),
         broker_group: config.broker_group.clone(),
@@ -484,24 +485,37 @@ pub(crate) async fn start_replica(
         commit_seconds,
         elections,
     };
-    let opened = Checkpointer::open(
+    let log_metrics = LogMetrics::default();
+    metrics.register_log(&log_metrics);
+    let opened = open_checkpoints(data_dir)?;
+    Ok(start::start(options, opened, log_opener(config, data_dir, log_metrics)).await?)
+}
+
+pub(crate) fn open_checkpoints(data_dir: &DataDir) -> Result<Opened, CheckpointError> {
+    Checkpointer::open(
         Arc::new(RealDisk),
         &data_dir.checkpoint_dir(),
         &data_dir.index_dir(),
-        identity.log_uuid(),
-    )?;
-    let log_metrics = LogMetrics::default();
-    metrics.register_log(&log_metrics);
-    let log_options = LogOptions {
+        data_dir.identity().log_uuid(),
+    )
+}
+
+/// Opens the log; it blocks while it recovers.
+pub(crate) fn log_opener(
+    config: &Config,
+    data_dir: &DataDir,
+    metrics: LogMetrics,
+) -> impl FnOnce(Option<CheckpointMark>) -> Result<Log, OpenError> + Send + use<> {
+    let options = LogOptions {
         segment_bytes: config.segment_bytes,
         prepared_bytes: config.prepared_bytes,
         quarantine_bytes_max: config.quarantine_bytes_max,
-        metrics: log_metrics,
-        ..LogOptions::new(identity.log_uuid())
+        metrics,
+        ..LogOptions::new(data_dir.identity().log_uuid())
     };
-    let log_dir = data_dir.log_dir();
-    let open_log = move |mark| {
-        let (log, report) = Log::open(&log_dir, log_options, mark)?;
+    let dir = data_dir.log_dir();
+    move |mark| {
+        let (log, report) = Log::open(&dir, options, mark)?;
         let (scanned_entries, scanned_bytes) = (report.scanned_entries, report.scanned_bytes);
         let (clean, last) = (report.clean, log.last().map(tracing::field::display));
         tracing::info!(last, clean, scanned_entries, scanned_bytes, "opened the log");
@@ -509,8 +523,12 @@ pub(crate) async fn start_replica(
             tracing::warn!(%index, bytes, "a tail that was never synced went to quarantine");
         }
         Ok(log)
-    };
-    Ok(start::start(options, opened, open_log).await?)
+    }
+}
+
+/// File of the committed index.
+pub(crate) fn hint_path(data_dir: &DataDir) -> PathBuf {
+    data_dir.root().join(HINT_FILE)
 }
 
 /// Before anything is opened: a complete re-seed takes the place of log and checkpoints.
@@ -532,7 +550,7 @@ async fn put_seed_in_place(config: &Config, data_dir: &DataDir) -> Result<(), St
 }
 
 /// Where the configuration says that others reach this node; empty if it does not.
-fn own_address(config: &Config) -> String {
+pub(crate) fn own_address(config: &Config) -> String {
     let listed = config.replicas.iter().find(|node| node.name == config.node);
     let advertised = config.peers.as_ref().and_then(|peers| peers.advertised.as_ref());
     match (listed, advertised) {
@@ -551,7 +569,7 @@ fn preferred_leader(config: &Config) -> Option<String> {
 }
 
 /// Of the members that the configuration names.
-fn addresses(config: &Config) -> BTreeMap<String, String> {
+pub(crate) fn addresses(config: &Config) -> BTreeMap<String, String> {
     let members = config.replicas.iter().chain(&config.witness);
     members.map(|member| (member.name.clone(), member.address.clone())).collect()
 }

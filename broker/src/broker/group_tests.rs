@@ -8,6 +8,8 @@ use drumlin_proto::record::{RecordFields, Run, RunBuilder};
 use super::*;
 use crate::command::{Command, Outcome, TopicType};
 use crate::config::NodeAddress;
+use crate::replica::changing::ChangeError;
+use crate::replica::elect::{Candidate, ElectError};
 use crate::replica::{Applied, Item, ProposeError};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -169,4 +171,131 @@ async fn two_of_three_go_on_without_the_leader() {
     for broker in brokers {
         broker.shutdown().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_that_stops_lets_another_lead_before_it_goes() {
+    let group = Group::new(3);
+    let mut brokers = group.start_all().await;
+    let leads = leader(&brokers).await;
+    create_topic(&brokers[leads]).await;
+    for broker in &brokers {
+        until_peers_are_heard(broker, 2).await;
+    }
+    let stopping = brokers.remove(leads);
+    let before = brokers[0].context().replica.raft_status().borrow().term;
+    stopping.context().replica.hand_over().await;
+    let status = *stopping.context().replica.raft_status().borrow();
+    let id = stopping.context().identity.node_id;
+    assert!(status.leader.is_some_and(|leader| leader != id), "{status:?}");
+    assert_eq!(status.term.get(), before.get() + 1, "one election, at once");
+    stopping.shutdown().await;
+    let leads = leader(&brokers).await;
+    send(&brokers[leads], "after").await.unwrap();
+    for broker in brokers {
+        broker.shutdown().await;
+    }
+}
+
+async fn until_peers_are_heard(broker: &Broker, count: usize) {
+    let mut peers = broker.context().replica.peers();
+    let heard = peers.wait_for(|peers| peers.values().filter(|peer| peer.fresh).count() == count);
+    tokio::time::timeout(PATIENCE, heard).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn node_that_is_added_takes_the_place_of_a_lost_one() {
+    let mut group = Group::new(4);
+    let spare = group.nodes.pop().unwrap();
+    let mut brokers = group.start_all().await;
+    let leads = leader(&brokers).await;
+    create_topic(&brokers[leads]).await;
+    send(&brokers[leads], "before").await.unwrap();
+    group.nodes.push(spare.clone());
+    let adding = async {
+        let replica = &brokers[leads].context().replica;
+        let id = loop {
+            // Until its port answers.
+            match replica.add_member(&spare.name, &spare.address).await {
+                Ok(id) => break id,
+                Err(ChangeError::NotAdopted { .. }) => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        };
+        assert!(id > 3, "{id} is new");
+        id
+    };
+    let (id, added) = tokio::time::timeout(PATIENCE, async {
+        // Its configuration has four nodes, an even number, which only a first start refuses.
+        futures::future::join(adding, group.start(3)).await
+    })
+    .await
+    .unwrap();
+    until_readable(&added, 1).await;
+    let replica = brokers[leads].context().replica.clone();
+    let even = replica.promote(id, None).await.unwrap_err();
+    assert!(matches!(even, ChangeError::Even { data_count: 4 }), "{even}");
+    let lost = (leads + 1) % 3;
+    let lost_id = brokers[lost].context().identity.node_id;
+    replica.promote(id, Some(lost_id)).await.unwrap();
+    let members: Vec<_> = replica.members().into_keys().collect();
+    assert!(members.contains(&id) && !members.contains(&lost_id), "{members:?}");
+    let gone = replica.remove(lost_id).await.unwrap_err();
+    assert!(matches!(gone, ChangeError::NoMember { .. }), "{gone}");
+    brokers.remove(lost).shutdown().await;
+    brokers.push(added);
+    let leads = leader(&brokers).await;
+    send(&brokers[leads], "after").await.unwrap();
+    for broker in &brokers {
+        until_readable(broker, 2).await;
+    }
+    for broker in brokers {
+        broker.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_node_goes_on_alone_only_by_an_unsafe_election() {
+    let group = Group::new(3);
+    let brokers = group.start_all().await;
+    let leads = leader(&brokers).await;
+    create_topic(&brokers[leads]).await;
+    send(&brokers[leads], "kept").await.unwrap();
+    for broker in &brokers {
+        until_readable(broker, 1).await;
+    }
+    let old_uuid = brokers[0].context().identity.group_uuid;
+    let locked = Candidate::of(&group.config(0)).await.unwrap_err();
+    assert!(matches!(locked, ElectError::DataDir(_)), "{locked}");
+    for broker in brokers {
+        broker.shutdown().await;
+    }
+    let candidate = Candidate::of(&group.config(0)).await.unwrap();
+    assert_eq!(candidate.others.len(), 2);
+    assert_eq!(candidate.lacking_count(), None, "nobody answers");
+    let new_uuid = candidate.elect().await.unwrap();
+    let survivor = group.start(0).await;
+    let identity = survivor.context().identity.clone();
+    assert_eq!((identity.group_uuid, identity.succeeds), (new_uuid, vec![old_uuid]));
+    send(&survivor, "after").await.unwrap();
+    until_readable(&survivor, 2).await;
+    // The others go on waiting for each other and do not disturb it.
+    let old = group.start(1).await;
+    let alone = Candidate::of(&group.config(2)).await.unwrap();
+    let said: Vec<_> = alone.others.iter().map(|other| other.said.is_ok()).collect();
+    assert_eq!(said, [false, true], "the survivor is of another group now");
+    assert_eq!(alone.lacking_count(), Some(0));
+    drop(alone);
+    send(&survivor, "undisturbed").await.unwrap();
+    let status = *old.context().replica.raft_status().borrow();
+    assert!(!status.serving, "{status:?}");
+    old.shutdown().await;
+    survivor.shutdown().await;
+    let alone = Candidate::of(&group.config(0)).await.unwrap_err();
+    assert!(matches!(alone, ElectError::AloneAlready), "{alone}");
+    let survivor = group.start(0).await;
+    until_readable(&survivor, 3).await;
+    survivor.shutdown().await;
 }

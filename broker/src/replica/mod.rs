@@ -23,8 +23,10 @@ use crate::seed::SeedProgress;
 use crate::seed::donor::Sending;
 
 pub(crate) mod bootstrap;
+pub mod changing;
 pub mod checkpoint;
 pub mod clock;
+pub mod elect;
 pub mod gate;
 pub mod leadership;
 pub mod membership;
@@ -177,6 +179,8 @@ struct Shared {
     ended: watch::Sender<Option<Ended>>,
     own: OwnState,
     digests: Digests,
+    /// Held while the membership changes.
+    changing: tokio::sync::Mutex<()>,
     /// The longest.
     election_timeout: Duration,
 }

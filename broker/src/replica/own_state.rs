@@ -98,7 +98,7 @@ impl Replica {
             node_id: own.identity.node_id,
             witness: false,
             term: metrics.current_term,
-            leader: metrics.current_leader.unwrap_or_default(),
+            leader: self.raft_status().borrow().leader.unwrap_or_default(),
             appended_end: index_end(self.shared.log.last()),
             durable_end: durable.index.get(),
             durable_end_bytes: durable.position.get(),

@@ -279,6 +279,7 @@ pub async fn start(
         seeding,
         gate: gating.view(),
         peers,
+        changing: tokio::sync::Mutex::default(),
         election_timeout: options.election_timeout_max,
         own: OwnState::new(options.identity.clone(), options.data_dir.clone()),
         digests,

@@ -36,11 +36,15 @@ pub(crate) async fn follow(
 ) {
     let mut metrics = raft.server_metrics();
     let mut applied = published.applied();
+    let me = *raft.node_id();
     // A log may fail while nobody waits for it, of which Raft hears nothing.
     while closed.borrow_and_update().is_none() {
         let (term, leads, leader) = {
             let seen = metrics.borrow_and_update();
-            (Term::new(seen.vote.leader_id.term), seen.state.is_leader(), seen.current_leader)
+            let leads = seen.state.is_leader();
+            // A vote from before a restart still names this node.
+            let leader = seen.current_leader.filter(|leader| leads || *leader != me);
+            (Term::new(seen.vote.leader_id.term), leads, leader)
         };
         let applied_term = applied.borrow_and_update().id.map(|id| id.term);
         let status = RaftStatus { term, leader, serving: leads && applied_term == Some(term) };

@@ -239,6 +239,7 @@ impl Group {
             links.map(|((_, to), proxy)| (self.node(*to).name.clone(), proxy.address.clone()));
         let options = Options {
             plan: Plan::of(&config),
+            preferred_leader: None,
             peer_address: self.node(number).address.clone(),
             addresses: addresses.collect(),
             data_dir: self.path(number, "log"),
