@@ -6,6 +6,7 @@ use drumlin_proto::ids::BrokerGroupName;
 use drumlin_proto::rocketmq::messaging_service_client::MessagingServiceClient;
 use drumlin_proto::rocketmq::receive_message_response::Content;
 use drumlin_proto::rocketmq::*;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Server};
@@ -18,6 +19,7 @@ use crate::replica::start::Running;
 use crate::service::creations::Creations;
 use crate::service::definitions::Definitions;
 
+mod forwarding;
 mod hostile;
 mod receiving;
 mod routing;
@@ -32,6 +34,8 @@ struct Fixture {
     edge: Arc<Edge>,
     client: MessagingServiceClient<Channel>,
     address: native::Address,
+    /// What nameservers tell of other broker groups.
+    others: watch::Sender<Arc<Vec<native::GroupRoute>>>,
     server: JoinHandle<()>,
     running: Running,
     stop: CancellationToken,
@@ -69,19 +73,21 @@ impl Fixture {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let address = native::Address { host: "127.0.0.1".into(), port: u32::from(port) };
+        let others = watch::Sender::new(Arc::default());
         let advertised = Some(address.clone());
         let named = native::Listener { name: "external".into(), advertised };
         let whereabouts = Whereabouts::new(
             context.config.broker_group.to_string(),
             vec![named],
             context.replica.raft_status(),
-            tokio::sync::watch::channel(Arc::default()).1,
-            tokio::sync::watch::channel(Arc::default()).1,
+            context.replica.peers(),
+            others.subscribe(),
         );
         let edge = Edge::start(context, whereabouts, stop.clone());
         let router = Server::builder()
             .add_service(edge.messaging("external", address.clone()))
-            .add_service(edge.admin());
+            .add_service(edge.admin())
+            .add_service(edge.forwarding());
         let stopped = stop.clone().cancelled_owned();
         let server = tokio::spawn(async move {
             let incoming = TcpListenerStream::new(listener);
@@ -92,7 +98,7 @@ impl Fixture {
             .unwrap()
             .max_encoding_message_size(64 << 20)
             .max_decoding_message_size(64 << 20);
-        Self { edge, client, address, server, running, stop, dir }
+        Self { edge, client, address, others, server, running, stop, dir }
     }
 
     fn service(&self) -> Service {
