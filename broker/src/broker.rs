@@ -33,6 +33,7 @@ use crate::replica::bootstrap::{self, Door, Plan};
 use crate::replica::checkpoint::{CheckpointError, Checkpointer, Opened};
 use crate::replica::committed_hint;
 use crate::replica::peer_service::{self, PeerService};
+use crate::replica::repairing::Repairing;
 use crate::replica::start::{self, Ended, Running};
 use crate::replica::state::Limits;
 use crate::seed::Receiver;
@@ -455,14 +456,48 @@ async fn first_checkpoint(replica: Replica, stop: CancellationToken) {
     stop.run_until_cancelled(taking).await;
 }
 
-/// The replica of an open data directory.
+/// The replica of an open data directory. A log that is damaged where it had been durable is mended
+/// with what other data nodes have.
 pub(crate) async fn start_replica(
     config: &Config,
     data_dir: &DataDir,
     metrics: &Metrics,
 ) -> Result<(Replica, Running), StartError> {
-    let identity = data_dir.identity();
     put_seed_in_place(config, data_dir).await?;
+    let log_metrics = LogMetrics::default();
+    metrics.register_log(&log_metrics);
+    loop {
+        let error = match open_replica(config, data_dir, metrics, log_metrics.clone()).await {
+            Err(StartError::Replica(error)) => error.into_log()?,
+            opened => return opened,
+        };
+        let mended = repairing(config, data_dir)?.mend(error).await;
+        mended.map_err(|error| StartError::Replica(error.into()))?;
+    }
+}
+
+/// How a damaged log may be mended.
+fn repairing(config: &Config, data_dir: &DataDir) -> Result<Repairing, StartError> {
+    let opened = open_checkpoints(data_dir)?;
+    let meta = opened.checkpoint.as_ref().map(|checkpoint| &checkpoint.meta);
+    let configured = config.replicas.iter().map(|node| (node.name.clone(), node.address.clone()));
+    Ok(Repairing::new(
+        data_dir.identity().clone(),
+        &data_dir.log_dir(),
+        meta.map(|meta| (meta.mark(), meta.membership.as_slice())),
+        configured.collect(),
+        addresses(config),
+        config.quarantine_bytes_max,
+    ))
+}
+
+async fn open_replica(
+    config: &Config,
+    data_dir: &DataDir,
+    metrics: &Metrics,
+    log_metrics: LogMetrics,
+) -> Result<(Replica, Running), StartError> {
+    let identity = data_dir.identity();
     let (commit_seconds, elections) = metrics.of_replica();
     let options = start::Options {
         identity: identity.clone(),
@@ -485,8 +520,6 @@ pub(crate) async fn start_replica(
         commit_seconds,
         elections,
     };
-    let log_metrics = LogMetrics::default();
-    metrics.register_log(&log_metrics);
     let opened = open_checkpoints(data_dir)?;
     Ok(start::start(options, opened, log_opener(config, data_dir, log_metrics)).await?)
 }

@@ -11,10 +11,13 @@ use drumlin_broker::position::EntryIndex;
 use drumlin_proto::record::Run;
 use serde_json::{Map, Value, json};
 
+use self::replicas::Diff;
 use crate::cli::{Global, Shape};
 use crate::failure::{Failure, Kind, chain};
 use crate::moment::rfc3339;
 use crate::output::{self, Column, Listing, column, wide};
+
+mod replicas;
 
 /// Where `drumlin dev` keeps its broker, below its root.
 const DEV_BROKER: &str = "broker";
@@ -42,6 +45,13 @@ enum Action {
         /// A log's folder, a node's data directory, or the root of `dev`'s
         dir: PathBuf,
     },
+    /// Compare two replicas: 0 identical where they overlap, 8 they differ
+    Diff(Diff),
+    /// List what the log cut off and keeps in quarantine
+    Orphans {
+        /// A log's folder, a node's data directory, or the root of `dev`'s
+        dir: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -64,6 +74,8 @@ impl Log {
             Action::Dump(dump) => dump.run(global),
             Action::Verify { dir, deep } => verify(dir, *deep, global),
             Action::Stat { dir } => stat(dir, global),
+            Action::Diff(diff) => diff.run(global),
+            Action::Orphans { dir } => replicas::orphans(dir, global),
         }
     }
 }
@@ -367,13 +379,7 @@ impl Dump {
 
 fn entry_row(frame: &Frame) -> Value {
     let entry = &frame.entry;
-    let kind = match entry.kind {
-        EntryKind::Blank => "blank",
-        EntryKind::Membership => "membership",
-        EntryKind::Batch => "batch",
-        EntryKind::Paired => "paired",
-        EntryKind::Alone => "alone",
-    };
+    let kind = kind_name(entry.kind);
     let items: Vec<Value> = match entry.kind {
         EntryKind::Batch => item::items(&entry.payload).map(item_json).collect(),
         EntryKind::Blank | EntryKind::Membership | EntryKind::Paired | EntryKind::Alone => {
@@ -398,6 +404,16 @@ fn entry_row(frame: &Frame) -> Value {
         "incarnation": frame.header.incarnation,
         "items": items,
     })
+}
+
+fn kind_name(kind: EntryKind) -> &'static str {
+    match kind {
+        EntryKind::Blank => "blank",
+        EntryKind::Membership => "membership",
+        EntryKind::Batch => "batch",
+        EntryKind::Paired => "paired",
+        EntryKind::Alone => "alone",
+    }
 }
 
 fn item_json(placed: Result<item::PlacedItem<'_>, item::ItemError>) -> Value {

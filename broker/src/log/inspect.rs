@@ -8,10 +8,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::files::list;
+use super::quarantine;
 use super::recovery::{self, Found, ScanFrom, read_header};
 use super::scan::{Expected, Scanner};
 use super::segment::HEADER_BYTES;
-use super::storage::Storage;
+use super::storage::{Storage, read_full_at};
 use super::vote::{Local, peek_local, peek_vote};
 use super::{Directory, OpenError, SegmentHeader, Vote};
 use crate::entry::{Entry, FRAME_HEADER_BYTES, FrameHeader, FrameKey};
@@ -75,6 +76,20 @@ pub struct Verified {
     pub verdict: Verdict,
     pub entries: u64,
     pub bytes: u64,
+}
+
+/// One file in quarantine: what was dropped at one time from one segment.
+#[derive(Clone, Debug)]
+pub struct CutFile {
+    /// Below the log's folder.
+    pub name: String,
+    /// Of the segment it was in.
+    pub incarnation: u64,
+    /// Of the entry at its begin, whole or not.
+    pub first: EntryIndex,
+    pub entries: Vec<(FrameHeader, Entry)>,
+    /// Behind the entries, or all of a file that cannot be read.
+    pub unreadable_bytes: u64,
 }
 
 impl LogFiles {
@@ -153,6 +168,51 @@ impl LogFiles {
     pub fn frames(&self, from: EntryIndex) -> Frames<'_> {
         let behind = self.chain.partition_point(|found| found.header.base <= from);
         Frames { files: self, from, segment: behind.saturating_sub(1), at: None }
+    }
+
+    /// What lies in quarantine, oldest first.
+    pub fn cut_files(&self) -> io::Result<Vec<CutFile>> {
+        let headers = quarantine::headers(self.storage.as_ref())?;
+        headers.into_iter().map(|(name, header)| self.cut_file(name, header)).collect()
+    }
+
+    fn cut_file(&self, name: String, header: Option<quarantine::CutHeader>) -> io::Result<CutFile> {
+        let file = self.storage.open(&name)?;
+        let Some(header) = header else {
+            let (first, unreadable_bytes) = (EntryIndex::ZERO, file.file_bytes()?);
+            return Ok(CutFile {
+                name,
+                incarnation: 0,
+                first,
+                entries: Vec::new(),
+                unreadable_bytes,
+            });
+        };
+        let key = FrameKey::of_group(self.group_uuid);
+        let mut entries = Vec::new();
+        let (mut at, mut next) = (0, header.first);
+        while at < header.bytes {
+            let mut raw = [0; FRAME_HEADER_BYTES];
+            let frame_at = quarantine::CUT_HEADER_BYTES + at;
+            let read = read_full_at(file.as_ref(), &mut raw, frame_at)?;
+            let Ok(frame) = FrameHeader::decode(&raw, key) else { break };
+            let mut payload = vec![0; frame.payload_bytes as usize];
+            let payload_at = frame_at + FRAME_HEADER_BYTES as u64;
+            let payload_read = read_full_at(file.as_ref(), &mut payload, payload_at)?;
+            let whole = read == raw.len()
+                && payload_read == payload.len()
+                && frame.id.index == next
+                && crc32fast::hash(&payload) == frame.payload_crc;
+            if !whole {
+                break;
+            }
+            entries.push((frame, frame.into_entry(payload.into())));
+            at += frame.frame_bytes();
+            next = next.next();
+        }
+        let (incarnation, first) = (header.incarnation, header.first);
+        let unreadable_bytes = header.bytes.saturating_sub(at);
+        Ok(CutFile { name, incarnation, first, entries, unreadable_bytes })
     }
 
     /// Checks every frame, and judges what does not follow as a start would.

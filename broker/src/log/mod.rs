@@ -17,6 +17,7 @@ mod published;
 mod quarantine;
 mod reader;
 mod recovery;
+pub mod repair;
 mod scan;
 mod segment;
 mod slots;

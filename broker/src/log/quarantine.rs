@@ -50,6 +50,45 @@ pub(super) fn copy(
     sync_result(storage.sync_folder(""))
 }
 
+/// What a copy says of itself, and where its bytes begin.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CutHeader {
+    /// Of the segment it was in.
+    pub(super) incarnation: u64,
+    /// Of the entry that begins at the first byte copied.
+    pub(super) first: EntryIndex,
+    pub(super) bytes: u64,
+}
+
+/// Bytes before the copied ones.
+pub(super) const CUT_HEADER_BYTES: u64 = HEADER_BYTES as u64;
+
+/// The headers of all copies, oldest first; `None` where one cannot be read.
+pub(super) fn headers(storage: &dyn Storage) -> io::Result<Vec<(String, Option<CutHeader>)>> {
+    let mut copies = list(storage)?;
+    copies.retain(|(name, _)| name.ends_with(SUFFIX));
+    let read = |(name, _): (String, u64)| {
+        let name = format!("{FOLDER}/{name}");
+        let mut raw = [0; HEADER_BYTES];
+        let read = read_full_at(storage.open(&name)?.as_ref(), &mut raw, 0)?;
+        Ok((name, Some(raw).filter(|_| read == HEADER_BYTES).and_then(|raw| decode(&raw))))
+    };
+    copies.into_iter().map(read).collect()
+}
+
+fn decode(raw: &[u8; HEADER_BYTES]) -> Option<CutHeader> {
+    let mut unsummed = *raw;
+    unsummed[12..16].fill(0);
+    let checksum = u32::from_le_bytes(raw[12..16].try_into().ok()?);
+    let version = u32::from_le_bytes(raw[8..12].try_into().ok()?);
+    if raw[0..8] != MAGIC || version != VERSION || crc32fast::hash(&unsummed) != checksum {
+        return None;
+    }
+    let word = |at: usize| Some(u64::from_le_bytes(raw[at..at + 8].try_into().ok()?));
+    let first = EntryIndex::new(word(56)?);
+    Some(CutHeader { incarnation: word(32)?, first, bytes: word(72)? })
+}
+
 fn encode(
     segment: &SegmentHeader,
     first: EntryIndex,

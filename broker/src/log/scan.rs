@@ -179,11 +179,16 @@ impl Scanner {
         Ok(found)
     }
 
+    /// The header at a place, if it is one of this segment that belongs there.
+    pub(super) fn own_header_at(&mut self, at: u64) -> io::Result<Option<FrameHeader>> {
+        let header = self.header_at(at)?.ok();
+        let position = self.position_at(at);
+        let incarnation = self.header.incarnation;
+        Ok(header.filter(|h| h.incarnation == incarnation && h.position == position))
+    }
+
     fn note_header(&mut self, at: u64, found: &mut Behind) -> io::Result<()> {
-        if let Ok(header) = self.header_at(at)?
-            && header.incarnation == self.header.incarnation
-            && header.position == self.position_at(at)
-        {
+        if let Some(header) = self.own_header_at(at)? {
             found.durable_end = found.durable_end.max(header.durable_end);
             found.frames_end_at = found.frames_end_at.max(at + header.frame_bytes());
         }

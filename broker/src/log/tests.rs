@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::entry::{EntryKind, FRAME_HEADER_BYTES};
 
-fn options() -> LogOptions {
+pub(super) fn options() -> LogOptions {
     let mut options = LogOptions::new(uuid::Uuid::from_u128(7));
     options.segment_bytes = 64 << 10;
     options.prepared_bytes = 16 << 10;
@@ -22,7 +22,7 @@ fn options() -> LogOptions {
     options
 }
 
-fn entry(term: u64, index: u64, payload: impl Into<Vec<u8>>) -> Entry {
+pub(super) fn entry(term: u64, index: u64, payload: impl Into<Vec<u8>>) -> Entry {
     let payload = Bytes::from(payload.into());
     Entry {
         id: EntryId { term: Term::new(term), index: EntryIndex::new(index) },
@@ -40,19 +40,19 @@ fn temp_dir() -> TempDir {
 }
 
 /// Payload of a given size that tells entries apart.
-fn payload(seed: u64, bytes: usize) -> Vec<u8> {
+pub(super) fn payload(seed: u64, bytes: usize) -> Vec<u8> {
     (0..bytes as u64).map(|at| ((seed * 31 + at * 7) % 251) as u8).collect()
 }
 
 /// Appends and waits for the sync.
-fn append_synced(log: &Log, entries: Vec<Entry>) -> io::Result<()> {
+pub(super) fn append_synced(log: &Log, entries: Vec<Entry>) -> io::Result<()> {
     let (done, synced) = mpsc::channel();
     let flushed = Box::new(move |result| done.send(result).expect("the test waits"));
     log.append(entries, flushed).map_err(io::Error::other)?;
     synced.recv().map_err(io::Error::other)?
 }
 
-fn all(log: &Log) -> Vec<Entry> {
+pub(super) fn all(log: &Log) -> Vec<Entry> {
     let first = log.purged().map_or(EntryIndex::ZERO, |purged| purged.index.next());
     log.entries(first, EntryIndex::new(u64::MAX), u64::MAX).expect("readable")
 }

@@ -22,6 +22,7 @@ use super::storage::{StorageFile, copy_error, is_full, write_all_at};
 use super::vote::{Local, write_local, write_vote};
 use super::{LogOptions, Vote};
 use crate::entry::{ALIGN_BYTES, Entry, FrameHeader, FrameKey};
+use crate::fault::{Fault, injected};
 use crate::position::{EntryIndex, LogOffset, Term};
 
 /// One `pwrite`; larger ones are slower through the page cache.
@@ -377,6 +378,9 @@ impl Writer {
     /// Quarantine, sync, roll: no byte is overwritten and no segment gets shorter (I2).
     fn cut(&mut self, cut: Cut) -> io::Result<()> {
         assert!(cut.epoch > self.epoch, "cut {} came behind {}", cut.epoch, self.epoch);
+        if injected(Fault::TruncateInMemory) && !cut.anew && self.cut_in_memory(&cut) {
+            return self.complete();
+        }
         let mut held = cut.segments;
         for segment in self.begun.iter().chain([&self.active.segment]) {
             if !held.iter().any(|other| Arc::ptr_eq(other, segment)) {
@@ -420,6 +424,22 @@ impl Writer {
         self.files.storage().sync_folder("")?;
         self.write_mark(false)?;
         self.complete()
+    }
+
+    /// The fault: the next entries go over those to be cut, whose rest a restart finds again. Not
+    /// where the cut lies in another segment.
+    fn cut_in_memory(&mut self, cut: &Cut) -> bool {
+        if cut.from <= self.active.segment.base() {
+            return false;
+        }
+        let Some(at) = self.active.segment.file_at(cut.position) else { return false };
+        self.end = End { index: cut.from, position: cut.position };
+        self.synced = self.end;
+        self.last_term = cut.base_term;
+        self.epoch = cut.epoch;
+        self.block_at = at;
+        self.active.segment.forget_lines();
+        true
     }
 
     /// `end`: of the segment's part of the log, if not its last frame's.

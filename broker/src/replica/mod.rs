@@ -46,6 +46,7 @@ mod own_state;
 mod proposer;
 mod published;
 mod raft_types;
+pub(crate) mod repairing;
 mod restore;
 mod seeding;
 mod state_machine;

@@ -26,7 +26,7 @@ use super::checkpointing::Checkpoints;
 use super::membership::Role;
 use super::network::Links;
 use super::peer_service::{Responses, raft_member};
-use super::raft_types::{Raft, SnapshotMeta, TypeConfig, log_vote};
+use super::raft_types::{Raft, SnapshotMeta, TypeConfig, entry_id, log_vote};
 use super::start::{Ended, Options};
 use super::state_machine::Manifest;
 use super::wire;
@@ -175,12 +175,14 @@ impl Seeding {
         Ok(purged || self.giving.log.id_of(last.index)? == Some(last))
     }
 
-    /// Entries of this log, synced ones, for another node's repair.
+    /// Entries that this node has applied, for another one's repair.
     async fn read_entries(&self, request: EntriesRequest) -> Result<EntriesResponse, Status> {
         let log = self.giving.log.clone();
-        let durable_end = self.giving.log.durable_end().borrow().index;
+        // Only what is committed is sure to be what the other had.
+        let applied = self.raft.metrics().borrow_watched().last_applied;
+        let committed_end = applied.map_or(EntryIndex::ZERO, |id| entry_id(&id).index.next());
         let from = EntryIndex::new(request.from_index);
-        let end = EntryIndex::new(request.end_index).min(durable_end);
+        let end = EntryIndex::new(request.end_index).min(committed_end);
         if from >= end || from < log.oldest_index() {
             return Err(Status::not_found(format!("entries {from}..{end} are not there")));
         }

@@ -96,6 +96,22 @@ pub enum StartError {
     Raft(String),
 }
 
+impl StartError {
+    /// What is wrong with the log, if that is the reason.
+    pub(crate) fn into_log(self) -> Result<OpenError, Self> {
+        match self {
+            Self::Restore(RestoreError::Log(error)) => Ok(error),
+            other => Err(other),
+        }
+    }
+}
+
+impl From<OpenError> for StartError {
+    fn from(error: OpenError) -> Self {
+        Self::Restore(RestoreError::Log(error))
+    }
+}
+
 /// Why a broker's run is over though nobody stopped it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
