@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::Context;
 use crate::command::Command;
-use crate::log::{Directory, Log, Storage};
+use crate::log::Log;
 use crate::position::{EntryIndex, LogOffset};
 use crate::replica::Item;
 use crate::replica::peers::PeerState;
@@ -176,7 +176,7 @@ impl Retention {
         let Some(below) = below.filter(|below| *below > trimmed) else { return Ok(()) };
         let position = bases.iter().find(|(first, _)| *first == below).map(|(_, at)| *at);
         let Some(position) = position else { return Ok(()) };
-        if replica.trims_wait(self.disk_percent().await.map_err(|error| error.to_string())?) {
+        if replica.trims_wait() {
             tracing::info!(%below, "a trim waits for a member that is being re-seeded");
             return Ok(());
         }
@@ -187,17 +187,6 @@ impl Retention {
             Ok(trimmed) => trimmed.map(drop).map_err(|error| error.to_string()),
             Err(_) => Err("the trim is not durable in time".to_owned()),
         }
-    }
-
-    /// Fill of the data disk.
-    async fn disk_percent(&self) -> io::Result<u8> {
-        let data_dir = self.context.config.data_dir.clone();
-        let looking =
-            move || Directory::existing(&data_dir).and_then(|directory| directory.space());
-        let space = tokio::task::spawn_blocking(looking).await.map_err(io::Error::other)??;
-        let used_bytes = space.total_bytes.saturating_sub(space.free_bytes);
-        let percent = used_bytes.saturating_mul(100) / space.total_bytes.max(1);
-        Ok(u8::try_from(percent).unwrap_or(u8::MAX))
     }
 
     async fn spans(

@@ -252,6 +252,9 @@ impl BrokerKeys {
             ),
             (None, None) => {}
         }
+        if self.log.flush == Flush::Async {
+            reader.fault("log.flush", "async is not supported yet: every entry is synced".into());
+        }
         self.check_replicas(reader);
         self.check_sizes(reader);
         self.check_raft(reader);

@@ -443,12 +443,14 @@ impl Replica {
     }
 
     /// Whether nothing may be trimmed now: a member takes files and would then lack what comes
-    /// behind them. `disk_percent` is the fill of this node's disk.
-    pub fn trims_wait(&self, disk_percent: u8) -> bool {
+    /// behind them. Asks the file system how full it is.
+    pub fn trims_wait(&self) -> bool {
+        let own = self.own_state().disk_percent;
         let peers = self.shared.peers.borrow();
         let others = peers.values().filter(|peer| peer.fresh).map(|peer| peer.state.disk_percent);
-        let fullest = others.map(|percent| u8::try_from(percent).unwrap_or(u8::MAX)).max();
-        !self.shared.seeding.giving().allows_trims(disk_percent.max(fullest.unwrap_or(0)))
+        let fullest = others.fold(own, u32::max);
+        let fullest = u8::try_from(fullest).unwrap_or(u8::MAX);
+        !self.shared.seeding.giving().allows_trims(fullest)
     }
 
     /// This replica as other members call it.

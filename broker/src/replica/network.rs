@@ -673,8 +673,10 @@ impl RaftNetworkV2<TypeConfig> for Link {
             }
             let mut message = wire::seed_to_wire(&vote, &snapshot.meta);
             let giving = self.shared.parts.giving.clone().filter(|_| !self.is_witness());
+            // Files are held only for a member that answers and wants them.
+            let mut wanted = false;
             loop {
-                if let Some(giving) = &giving {
+                if let Some(giving) = giving.as_ref().filter(|_| wanted) {
                     let manifest = giving.manifest().await;
                     message.manifest = Some(manifest.map_err(|error| Unreachable::new(&error))?);
                 }
@@ -689,7 +691,10 @@ impl RaftNetworkV2<TypeConfig> for Link {
                         return Ok(SnapshotResponse::new(vote));
                     }
                     Some(Seeded::Pulling(pulling)) => {
-                        giving.iter().for_each(|giving| giving.note(self.target, &pulling));
+                        if let Some(giving) = giving.as_ref().filter(|_| wanted) {
+                            giving.note(self.target, &pulling);
+                        }
+                        wanted = true;
                         let (done_bytes, all_bytes) = (pulling.done_bytes, pulling.all_bytes);
                         tracing::debug!(member = self.node.name, done_bytes, all_bytes, "pulling");
                         tokio::time::sleep(SEED_POLL_INTERVAL).await;

@@ -158,7 +158,11 @@ impl Seeding {
         {
             return Ok(wire::seeded_to_wire(&vote));
         }
-        let manifest = request.manifest.ok_or_else(|| missing("list of files"))?;
+        // The leader asks once more, with its files.
+        let Some(manifest) = request.manifest else {
+            let result = Some(SeedResult::Pulling(Pulling::default()));
+            return Ok(SeedResponse { result });
+        };
         let SeedProgress { done_bytes, all_bytes, .. } = {
             let vote = log_vote(&vote);
             self.puller.offer(vote.node, vote, &manifest)

@@ -44,6 +44,8 @@ struct Shared {
     bytes_per_second_max: Option<u64>,
     /// When the next byte may be sent.
     free_at: tokio::sync::Mutex<Instant>,
+    /// Since when nobody has made progress, over all sets; `None`: nobody wants any.
+    waits_since: Mutex<Option<Instant>>,
 }
 
 /// One set of files.
@@ -51,7 +53,6 @@ struct Shared {
 struct Open {
     manifest: SeedManifest,
     files: BTreeMap<String, Source>,
-    opened_at: Instant,
 }
 
 /// Where a file's bytes come from: it may have lost its name since.
@@ -93,6 +94,7 @@ impl Donor {
             sending: watch::Sender::default(),
             bytes_per_second_max: bytes_per_second_max.filter(|max| *max > 0),
             free_at: tokio::sync::Mutex::new(Instant::now()),
+            waits_since: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -140,7 +142,8 @@ impl Donor {
             last = %export.last,
             "holds files for a re-seed"
         );
-        let open = Open { manifest: manifest.clone(), files, opened_at: now };
+        let open = Open { manifest: manifest.clone(), files };
+        self.shared.waits_since.lock().get_or_insert(now);
         *self.shared.open.lock() = Some(Arc::new(open));
         self.shared.sending.send_replace(Sending::new());
         Ok(manifest)
@@ -152,6 +155,9 @@ impl Donor {
             let progress =
                 sending.entry(receiver).or_insert_with(|| SeedProgress::begin(all_bytes, now));
             progress.all_bytes = all_bytes;
+            if done_bytes > progress.done_bytes {
+                *self.shared.waits_since.lock() = Some(now);
+            }
             progress.advance(done_bytes, now);
         });
     }
@@ -165,6 +171,7 @@ impl Donor {
             known
         });
         if known && others == 0 {
+            *self.shared.waits_since.lock() = None;
             self.close("every receiver has them");
         }
     }
@@ -178,17 +185,23 @@ impl Donor {
 
     /// Lets go of files that nobody makes progress with.
     pub fn expire(&self, now: Instant) {
-        let Some(open) = self.shared.open.lock().clone() else { return };
-        let advanced = self.shared.sending.borrow().values().map(|p| p.advanced_at).max();
-        if now.duration_since(advanced.unwrap_or(open.opened_at)) > STALLED_MAX {
+        if self.stalled(now) {
             self.close("nobody made progress with them");
         }
+    }
+
+    /// Also while other files are held by now: whoever got no further with the last ones may not.
+    fn stalled(&self, now: Instant) -> bool {
+        let since = *self.shared.waits_since.lock();
+        since.is_some_and(|since| now.saturating_duration_since(since) > STALLED_MAX)
     }
 
     /// Whether trims may go on: they wait for a re-seed that advances, since what it needs behind
     /// its files would be gone, but not where the fullest replica's disk runs full.
     pub fn allows_trims(&self, fullest_disk_percent: u8, now: Instant) -> bool {
-        self.expire(now);
+        if self.stalled(now) {
+            return true;
+        }
         if fullest_disk_percent >= DISK_PERCENT_MAX {
             self.close("a disk runs full");
         }

@@ -312,7 +312,10 @@ fn trims_wait_for_a_re_seed_that_advances_and_no_longer() {
     donor.note(1, 10, 100, begun + 5 * minute);
     assert!(!donor.allows_trims(50, begun + 14 * minute));
     donor.note(1, 10, 100, begun + 14 * minute);
-    assert!(donor.allows_trims(50, begun + 16 * minute), "it has not advanced for so long");
+    let late = begun + 16 * minute;
+    assert!(donor.allows_trims(50, late), "it has not advanced for so long");
+    donor.expire(late);
+    assert!(!donor.is_open());
 
     let (_given, donor, _) = self::donor();
     assert!(donor.allows_trims(85, begun), "space matters more");
