@@ -27,9 +27,10 @@ class Traffic:
         self.longest_gap_s, self.last_ack = 0.0, time.monotonic()
         self.sending = self.receiving = True
 
-    def failed(self, what):
+    def failed(self, what, error):
         with self.lock:
             self.errors[what] += 1
+        print(f"{what}: {error!r}", file=sys.stderr, flush=True)
         time.sleep(0.2)
 
     def send(self, producer):
@@ -40,8 +41,8 @@ class Traffic:
             at += 1
             try:
                 receipt = producer.send(message)
-            except Exception:
-                self.failed("send")
+            except Exception as error:
+                self.failed("send", error)
                 continue
             now = time.monotonic()
             with self.lock:
@@ -54,16 +55,16 @@ class Traffic:
         while self.receiving:
             try:
                 messages = consumer.receive(32, LEASE_S) or []
-            except Exception:
-                self.failed("receive")
+            except Exception as error:
+                self.failed("receive", error)
                 continue
             for message in messages:
                 with self.lock:
                     self.received[message.message_id] = message.body
                 try:
                     consumer.ack(message)
-                except Exception:
-                    self.failed("ack")
+                except Exception as error:
+                    self.failed("ack", error)
 
     def counts(self):
         with self.lock:
