@@ -183,6 +183,8 @@ mod tests {
             "drumlin cluster add broker-a broker-a-2@host:10912",
             "drumlin cluster transfer broker-a --to broker-a-1",
             "drumlin cluster replace-witness broker-a --on nameserver-1 --yes",
+            "drumlin cluster promote broker-a broker-a-1 --replaces 2",
+            "drumlin cluster elect --unsafe -c a.toml --yes",
             "drumlin cluster upgrade broker-a --level 2",
             "drumlin produce t --body x --key k --tag g --property a=b --message-group o",
             "drumlin consume t --group g -n 3 --exit-at-end --tag a||b",

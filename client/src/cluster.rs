@@ -26,8 +26,9 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 pub enum Change {
     /// Takes a learner in; `address` is that of its peer port.
     Add { node: String, address: String },
-    /// Makes a learner a voter.
-    Promote { node: String },
+    /// Makes a learner a voter, in place of another member or, with an empty `replaces`, of the
+    /// voter of the same name.
+    Promote { node: String, replaces: String },
     /// Takes a member out.
     Remove { node: String },
     /// Moves the witness to another nameserver; an empty `address` is looked up there.
@@ -101,7 +102,9 @@ impl Cluster {
             Change::Add { node, address } => {
                 ask!(add_member, native::AddMemberRequest { node, address })
             }
-            Change::Promote { node } => ask!(promote_member, native::PromoteMemberRequest { node }),
+            Change::Promote { node, replaces } => {
+                ask!(promote_member, native::PromoteMemberRequest { node, replaces })
+            }
             Change::Remove { node } => ask!(remove_member, native::RemoveMemberRequest { node }),
             Change::ReplaceWitness { node, address } => {
                 ask!(replace_witness, native::ReplaceWitnessRequest { node, address })

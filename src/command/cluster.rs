@@ -15,6 +15,7 @@ use crate::cli::{Global, NamesrvShort};
 use crate::config::nearest;
 use crate::failure::{Failure, Kind};
 
+mod elect;
 mod report;
 mod survey;
 
@@ -51,9 +52,20 @@ enum Action {
         node: (String, String),
     },
     /// Make a learner that has caught up a voter
-    Promote { group: String, node: String },
+    Promote {
+        group: String,
+        /// Name, or member id
+        node: String,
+        /// Takes this one out in the same change [default: the voter of the same name]
+        #[arg(long, value_name = "NODE")]
+        replaces: Option<String>,
+    },
     /// Take a node out of a broker group
-    Remove { group: String, node: String },
+    Remove {
+        group: String,
+        /// Name, or member id
+        node: String,
+    },
     /// Move leadership to another data node
     Transfer {
         group: String,
@@ -68,6 +80,8 @@ enum Action {
         #[arg(long, value_name = "NAMESERVER[@HOST:PORT]")]
         on: String,
     },
+    /// Make a stopped data node a broker group by itself, although others may know more
+    Elect(elect::Elect),
     /// Let broker groups use what a newer release brings, once all their nodes run it
     Upgrade {
         /// [default: every broker group]
@@ -90,6 +104,9 @@ fn member(text: &str) -> Result<(String, String), String> {
 impl Cluster {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
         let global = global.clone().with(self.short.short.as_ref());
+        if let Action::Elect(elect) = &self.action {
+            return elect.run(&global);
+        }
         super::runtime()?.block_on(async {
             let client = access::connect(&global).await?;
             let ran = self.action.run(&client, &global).await;
@@ -109,6 +126,7 @@ impl Action {
             Self::Upgrade { group, level } => {
                 upgrade(&api, group.as_deref(), level.unwrap_or(0), global).await
             }
+            Self::Elect(elect) => elect.run(global),
             Self::Add { .. }
             | Self::Promote { .. }
             | Self::Remove { .. }
@@ -131,7 +149,10 @@ impl Action {
             Self::Add { group, node: (node, address) } => {
                 (group, Change::Add { node: node.clone(), address: address.clone() })
             }
-            Self::Promote { group, node } => (group, Change::Promote { node: node.clone() }),
+            Self::Promote { group, node, replaces } => {
+                let replaces = replaces.clone().unwrap_or_default();
+                (group, Change::Promote { node: node.clone(), replaces })
+            }
             Self::Remove { group, node } => (group, Change::Remove { node: node.clone() }),
             Self::Transfer { group, to } => {
                 (group, Change::Transfer { node: to.clone().unwrap_or_default() })
@@ -140,7 +161,11 @@ impl Action {
                 let (node, address) = on.split_once('@').unwrap_or((on, ""));
                 (group, Change::ReplaceWitness { node: node.into(), address: address.into() })
             }
-            Self::List | Self::Health { .. } | Self::Raft | Self::Upgrade { .. } => return None,
+            Self::List
+            | Self::Health { .. }
+            | Self::Raft
+            | Self::Elect(_)
+            | Self::Upgrade { .. } => return None,
         };
         Some((group, change))
     }

@@ -17,6 +17,8 @@ use crate::broker::Context;
 use crate::command::Command;
 use crate::command::level::FEATURE_LEVEL_MAX;
 use crate::copies_since::CopiesSince;
+use crate::replica::changing::ChangeError;
+use crate::replica::leadership::TransferError;
 use crate::replica::membership::Role;
 use crate::replica::{Item, Replica};
 use crate::standing::{self, Copies, GroupStanding, Standing, gone_name};
@@ -66,10 +68,6 @@ impl ClusterService {
                 api::ChangeResponse { status: fault.status(&self.vantage), done: String::new() }
             }
         }))
-    }
-
-    fn not_yet(&self, what: &str) -> Answer<api::ChangeResponse> {
-        self.changed(Err(Fault::new(Code::Unsupported, format!("{what} is not supported yet"))))
     }
 
     fn replica(&self) -> &Replica {
@@ -163,6 +161,64 @@ impl ClusterService {
         Err(Fault::new(Code::NotLeader, format!("{leader} leads broker group {group}, not {node}")))
     }
 
+    async fn add(&self, request: api::AddMemberRequest) -> Result<String, Fault> {
+        let api::AddMemberRequest { node, address } = request;
+        let id = self.replica().add_member(&node, &address).await.map_err(change_fault)?;
+        Ok(format!("{node} is member {id}, without a vote until it is promoted"))
+    }
+
+    async fn promote(&self, request: api::PromoteMemberRequest) -> Result<String, Fault> {
+        let members = self.leading()?.members;
+        let learner = found(&members, &request.node, |member| !member.votes)?;
+        let replaced = match request.replaces.as_str() {
+            "" => members.iter().find(|m| m.votes && m.node.name == learner.node.name),
+            named => Some(found(&members, named, |member| member.votes)?),
+        };
+        let replaced = replaced.map(|member| (member.id, member.node.name.clone()));
+        let (id, name) = (learner.id, &learner.node.name);
+        let promoted = self.replica().promote(id, replaced.as_ref().map(|(id, _)| *id)).await;
+        promoted.map_err(change_fault)?;
+        Ok(match replaced {
+            Some((old, old_name)) => {
+                format!("{name} votes as member {id}, in place of {old_name}, member {old}")
+            }
+            None => format!("{name} votes as member {id}"),
+        })
+    }
+
+    async fn remove(&self, request: api::RemoveMemberRequest) -> Result<String, Fault> {
+        let members = self.leading()?.members;
+        let member = found(&members, &request.node, |_| true)?;
+        let (id, name) = (member.id, &member.node.name);
+        self.replica().remove(id).await.map_err(change_fault)?;
+        Ok(format!("{name}, member {id}, is out of the group"))
+    }
+
+    async fn witness(&self, request: api::ReplaceWitnessRequest) -> Result<String, Fault> {
+        let api::ReplaceWitnessRequest { node, address } = request;
+        let nameservers = &self.shared.context.config.nameservers;
+        let address = match address.as_str() {
+            "" => nameservers.iter().find(|known| host(known) == node).cloned().ok_or_else(|| {
+                let text = format!("no nameserver is at {node}: write {node}@HOST:PORT");
+                Fault::new(Code::InvalidArgument, text)
+            })?,
+            _ => address,
+        };
+        let id = self.replica().replace_witness(&node, &address).await.map_err(change_fault)?;
+        Ok(format!("the witness is member {id} at {node}, {address}"))
+    }
+
+    async fn transfer(&self, request: api::TransferLeaderRequest) -> Result<String, Fault> {
+        let members = self.leading()?.members;
+        let to = match request.node.as_str() {
+            "" => None,
+            named => Some(found(&members, named, |member| member.votes)?.id),
+        };
+        let id = self.replica().transfer(to).await.map_err(transfer_fault)?;
+        let name = members.iter().find(|member| member.id == id);
+        Ok(format!("{} leads now", name.map_or("another node", |member| &member.node.name)))
+    }
+
     async fn raise_level(&self, level: u32) -> Result<String, Fault> {
         let standing = self.leading()?;
         let data = || standing.members.iter().filter(|member| member.node.role == Role::Data);
@@ -186,6 +242,62 @@ impl ClusterService {
         self.replica().propose(Item::Command(command), deadline).await?;
         Ok(format!("the feature level is now {level}"))
     }
+}
+
+/// The member of this name or id; of several with one name the one that is `meant`.
+fn found<'a>(
+    members: &'a [Standing],
+    text: &str,
+    meant: impl Fn(&Standing) -> bool,
+) -> Result<&'a Standing, Fault> {
+    let refused = |text: String| Fault::new(Code::InvalidArgument, text);
+    let id: Option<u64> = text.parse().ok();
+    let named = |member: &&Standing| member.node.name == text || Some(member.id) == id;
+    let all: Vec<_> = members.iter().filter(named).collect();
+    match all.as_slice() {
+        [] => Err(refused(format!("{text} is no member of this broker group"))),
+        [only] => Ok(only),
+        several => match several.iter().filter(|member| meant(member)).collect::<Vec<_>>()[..] {
+            [only] => Ok(only),
+            _ => {
+                let ids: Vec<_> = several.iter().map(|member| member.id.to_string()).collect();
+                Err(refused(format!("{text} is the name of members {}: give an id", ids.join(", "))))
+            }
+        },
+    }
+}
+
+/// Of `host:port`.
+fn host(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(host, _)| host)
+}
+
+fn change_fault(error: ChangeError) -> Fault {
+    let code = match &error {
+        ChangeError::NotLeader { .. } | ChangeError::LeadershipMoved { .. } => Code::NotLeader,
+        ChangeError::UnderWay => Code::Busy,
+        ChangeError::Unknown(_) => Code::UnknownOutcome,
+        ChangeError::Transfer(error) => return transfer_fault(error.clone()),
+        ChangeError::NoMember { .. }
+        | ChangeError::VotesAlready { .. }
+        | ChangeError::AddressTaken { .. }
+        | ChangeError::NotAdopted { .. }
+        | ChangeError::Behind { .. }
+        | ChangeError::Even { .. }
+        | ChangeError::WitnessMissing
+        | ChangeError::WitnessSurplus { .. } => Code::PreconditionFailed,
+    };
+    Fault::new(code, error.to_string())
+}
+
+fn transfer_fault(error: TransferError) -> Fault {
+    let code = match &error {
+        TransferError::NotLeader { .. } => Code::NotLeader,
+        TransferError::NoTarget { .. } | TransferError::NobodyInStep => Code::PreconditionFailed,
+        TransferError::NotTaken { .. } => Code::UnknownOutcome,
+        TransferError::Ended(_) => Code::Unavailable,
+    };
+    Fault::new(code, error.to_string())
 }
 
 fn wire_member(member: &Standing) -> api::GroupMember {
@@ -234,36 +346,39 @@ impl Cluster for ClusterService {
         Ok(Response::new(self.describe()))
     }
 
-    async fn add_member(&self, _: Request<api::AddMemberRequest>) -> Answer<api::ChangeResponse> {
-        self.not_yet("adding a member")
+    async fn add_member(
+        &self,
+        request: Request<api::AddMemberRequest>,
+    ) -> Answer<api::ChangeResponse> {
+        self.changed(self.add(request.into_inner()).await)
     }
 
     async fn promote_member(
         &self,
-        _: Request<api::PromoteMemberRequest>,
+        request: Request<api::PromoteMemberRequest>,
     ) -> Answer<api::ChangeResponse> {
-        self.not_yet("promoting a member")
+        self.changed(self.promote(request.into_inner()).await)
     }
 
     async fn remove_member(
         &self,
-        _: Request<api::RemoveMemberRequest>,
+        request: Request<api::RemoveMemberRequest>,
     ) -> Answer<api::ChangeResponse> {
-        self.not_yet("removing a member")
+        self.changed(self.remove(request.into_inner()).await)
     }
 
     async fn replace_witness(
         &self,
-        _: Request<api::ReplaceWitnessRequest>,
+        request: Request<api::ReplaceWitnessRequest>,
     ) -> Answer<api::ChangeResponse> {
-        self.not_yet("replacing a witness")
+        self.changed(self.witness(request.into_inner()).await)
     }
 
     async fn transfer_leader(
         &self,
-        _: Request<api::TransferLeaderRequest>,
+        request: Request<api::TransferLeaderRequest>,
     ) -> Answer<api::ChangeResponse> {
-        self.not_yet("moving leadership by command")
+        self.changed(self.transfer(request.into_inner()).await)
     }
 
     async fn raise_feature_level(
@@ -271,5 +386,47 @@ impl Cluster for ClusterService {
         request: Request<api::RaiseFeatureLevelRequest>,
     ) -> Answer<api::ChangeResponse> {
         self.changed(self.raise_level(request.into_inner().level).await)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replica::membership::BrokerNode;
+
+    fn member(id: u64, name: &str, votes: bool) -> Standing {
+        Standing {
+            id,
+            node: BrokerNode { name: name.into(), ..BrokerNode::default() },
+            votes,
+            leads: false,
+            is_reachable: true,
+            heard_ago: None,
+            said: None,
+            lag_entries: None,
+            lag_bytes: None,
+            lag_ms: None,
+            gone: None,
+            is_equal: None,
+        }
+    }
+
+    #[test]
+    fn a_node_that_lost_its_disk_is_told_from_the_member_that_it_was() {
+        let members =
+            [member(1, "a-0", true), member(2, "a-1", true), member(9, "a-1", false)];
+        let id = |text, votes: Option<bool>| {
+            let meant = |member: &Standing| votes.is_none_or(|votes| member.votes == votes);
+            found(&members, text, meant).map(|member| member.id).ok()
+        };
+        assert_eq!(id("a-0", None), Some(1));
+        assert_eq!(id("a-1", Some(false)), Some(9));
+        assert_eq!(id("a-1", Some(true)), Some(2));
+        assert_eq!((id("a-1", None), id("9", None), id("x", None)), (None, Some(9), None));
+    }
+
+    #[test]
+    fn a_host_is_all_before_the_port() {
+        assert_eq!((host("nameserver-1:9876"), host("[::1]:9876")), ("nameserver-1", "[::1]"));
     }
 }
