@@ -198,10 +198,12 @@ impl ClusterService {
         let api::ReplaceWitnessRequest { node, address } = request;
         let nameservers = &self.shared.context.config.nameservers;
         let address = match address.as_str() {
-            "" => nameservers.iter().find(|known| host(known) == node).cloned().ok_or_else(|| {
-                let text = format!("no nameserver is at {node}: write {node}@HOST:PORT");
-                Fault::new(Code::InvalidArgument, text)
-            })?,
+            "" => {
+                nameservers.iter().find(|known| host(known) == node).cloned().ok_or_else(|| {
+                    let text = format!("no nameserver is at {node}: write {node}@HOST:PORT");
+                    Fault::new(Code::InvalidArgument, text)
+                })?
+            }
             _ => address,
         };
         let id = self.replica().replace_witness(&node, &address).await.map_err(change_fault)?;
@@ -261,7 +263,10 @@ fn found<'a>(
             [only] => Ok(only),
             _ => {
                 let ids: Vec<_> = several.iter().map(|member| member.id.to_string()).collect();
-                Err(refused(format!("{text} is the name of members {}: give an id", ids.join(", "))))
+                Err(refused(format!(
+                    "{text} is the name of members {}: give an id",
+                    ids.join(", ")
+                )))
             }
         },
     }
@@ -413,8 +418,7 @@ mod tests {
 
     #[test]
     fn a_node_that_lost_its_disk_is_told_from_the_member_that_it_was() {
-        let members =
-            [member(1, "a-0", true), member(2, "a-1", true), member(9, "a-1", false)];
+        let members = [member(1, "a-0", true), member(2, "a-1", true), member(9, "a-1", false)];
         let id = |text, votes: Option<bool>| {
             let meant = |member: &Standing| votes.is_none_or(|votes| member.votes == votes);
             found(&members, text, meant).map(|member| member.id).ok()

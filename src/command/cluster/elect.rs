@@ -62,12 +62,16 @@ fn given_up(node: &str, group: &str, candidate: &Candidate) -> Vec<String> {
             "GIVEN UP: {count} entries that others have and it lacks, acknowledged messages among \
              them perhaps."
         ),
-        (None, true) => "GIVEN UP: whatever was acknowledged since its leader went on alone; nobody \
+        (None, true) => {
+            "GIVEN UP: whatever was acknowledged since its leader went on alone; nobody \
                          answers who could say how much."
-            .to_owned(),
-        (None, false) => "GIVEN UP: whatever was acknowledged without it; nobody answers who could \
+                .to_owned()
+        }
+        (None, false) => {
+            "GIVEN UP: whatever was acknowledged without it; nobody answers who could \
                           say whether there is any, its own log knows of none."
-            .to_owned(),
+                .to_owned()
+        }
     });
     lines.push(
         "The other members will be refused. They come back with an empty data directory and \
