@@ -34,6 +34,7 @@ use super::raft_types::{RaftVote, TypeConfig, entry_id};
 use super::seeding::Giving;
 use super::state_machine::Manifest;
 use super::wire::{self, Caller, MESSAGE_BYTES_MAX, StreamAppendResult};
+use crate::fault::{Fault, injected};
 use crate::log::Log;
 use crate::position::{EntryIndex, Term};
 
@@ -601,6 +602,14 @@ impl RaftNetworkV2<TypeConfig> for Link {
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
+        if injected(Fault::ReadUncommitted) && self.is_witness() {
+            // Nobody is asked: what the leader alone has counts as committed, and is shown.
+            let taken_for_granted = input.map(|request: AppendEntriesRequest<TypeConfig>| {
+                let last = request.entries.last().map(|entry| entry.log_id);
+                Ok(Ok(last.or(request.prev_log_id)))
+            });
+            return Box::pin(async { Ok(Box::pin(taken_for_granted) as BoxStream<'s, _>) });
+        }
         Box::pin(async move {
             let mut client = match self.purpose {
                 Purpose::Entries => self.connect().await?,
