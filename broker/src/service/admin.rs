@@ -46,8 +46,9 @@ macro_rules! respond {
         let response: Result<api::$Response, Fault> = $work;
         let not_led = response.as_ref().is_err_and(|fault| fault.code == Code::NotLeader);
         let response = response.unwrap_or_else(|fault| {
-            let status = fault.status(&$self.vantage);
-            api::$Response { status, ..Default::default() }
+            let mut refused = api::$Response::default();
+            refused.status = fault.status(&$self.vantage);
+            refused
         });
         Ok(told(response, not_led))
     }};
