@@ -1,7 +1,9 @@
 //! Between openraft's types and `peer.proto`: everything that one member says to another about the
 //! log. What comes in is checked here; what goes out shares the log's bytes.
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+#[cfg(test)]
+use bytes::Buf;
+use bytes::{BufMut, Bytes, BytesMut};
 use drumlin_proto::native as proto;
 use drumlin_proto::native::append_response::{Matched, Result as Appended};
 use openraft::raft::{
@@ -131,7 +133,8 @@ impl BatchStub {
     }
 
     /// `None` if that is no stub.
-    pub(crate) fn decode(mut raw: &[u8]) -> Option<Self> {
+    #[cfg(test)]
+    fn decode(mut raw: &[u8]) -> Option<Self> {
         (raw.len() == Self::BYTES).then(|| Self {
             payload_bytes: raw.get_u32_le(),
             payload_crc: raw.get_u32_le(),
