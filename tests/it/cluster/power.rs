@@ -60,10 +60,11 @@ async fn power_lost_on_both_data_nodes_loses_nothing() -> Result<()> {
         for cycle in 0..cycles {
             let mut victims = run.cluster.members(GROUP);
             run.rng.shuffle(&mut victims);
-            // Both disks before either process: nothing is flushed on its way down.
-            for victim in &victims {
-                LoopDisk::cut_power(run.cluster.disk(victim)?.path())?;
-            }
+            // Both disks at once and before either process: nothing is flushed on its way down.
+            let disks: Vec<_> =
+                victims.iter().map(|name| run.cluster.disk(name)).collect::<Result<_>>()?;
+            let paths: Vec<_> = disks.iter().map(|disk| disk.path()).collect();
+            LoopDisk::cut_power_of_all(&paths)?;
             for victim in &victims {
                 run.cluster.kill(victim)?;
             }
