@@ -7,6 +7,20 @@ use parking_lot::Mutex;
 
 use super::clock::{ClockAlarm, LeaderClock, Reading};
 
+/// What the wall clock of this machine says, ms since the epoch.
+#[allow(clippy::disallowed_methods, reason = "the edge where the wall clock comes in")]
+pub(crate) fn wall_ms() -> u64 {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Of an even number the earlier one of the two in the middle.
+fn median_ms(own_ms: u64, mut others_ms: Vec<u64>) -> u64 {
+    others_ms.push(own_ms);
+    others_ms.sort_unstable();
+    others_ms.get((others_ms.len() - 1) / 2).copied().unwrap_or(own_ms)
+}
+
 /// The leader clock of this node, running while it leads.
 #[derive(Debug)]
 pub(crate) struct ClockSource {
@@ -20,20 +34,18 @@ impl ClockSource {
         Self { started: Instant::now(), step_max, leader: Mutex::new(None) }
     }
 
-    #[allow(clippy::disallowed_methods, reason = "the edge where the wall clock comes in")]
     fn reading(&self) -> Reading {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        Reading {
-            wall_ms: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX),
-            monotonic: self.started.elapsed(),
-        }
+        Reading { wall_ms: wall_ms(), monotonic: self.started.elapsed() }
     }
 
-    /// Starts the clock at an election; says how far behind it the log's highest clock lies, in ms.
-    pub(crate) fn elect(&self, highest_ms: u64) -> u64 {
+    /// Starts the clock at an election, at the log's highest or the median of all walls, whichever
+    /// is later; says how far behind it the log's highest clock lies, in ms. `others_ms` is what
+    /// the walls of other members say.
+    pub(crate) fn elect(&self, highest_ms: u64, others_ms: Vec<u64>) -> u64 {
         let reading = self.reading();
-        let mut clock = LeaderClock::elected(highest_ms, reading, self.step_max);
-        let (now_ms, _) = clock.read(reading);
+        let median = Reading { wall_ms: median_ms(reading.wall_ms, others_ms), ..reading };
+        let mut clock = LeaderClock::elected(highest_ms, median, self.step_max);
+        let (now_ms, _) = clock.read(median);
         *self.leader.lock() = Some(clock);
         if highest_ms == 0 { 0 } else { now_ms.saturating_sub(highest_ms) }
     }
@@ -63,5 +75,20 @@ impl ClockSource {
             None => {}
         }
         now_ms
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_wall_that_is_years_off_does_not_set_the_clock_of_three() {
+        const YEAR_MS: u64 = 365 * 24 * 3_600_000;
+        let now_ms = 1_800_000_000_000;
+        assert_eq!(median_ms(now_ms + YEAR_MS, vec![now_ms, now_ms + 3]), now_ms + 3);
+        assert_eq!(median_ms(now_ms - YEAR_MS, vec![now_ms, now_ms + 3]), now_ms);
+        assert_eq!(median_ms(now_ms + YEAR_MS, vec![now_ms]), now_ms);
+        assert_eq!(median_ms(now_ms, Vec::new()), now_ms);
     }
 }

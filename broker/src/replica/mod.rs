@@ -16,6 +16,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::command::{self, Command, Outcome, Refusal};
+use crate::fault::{Fault, injected};
 use crate::log::{Log, ReadError};
 use crate::position::{EntryId, EntryIndex, LogOffset, Term};
 use crate::queue::index::{Index, Line};
@@ -53,6 +54,7 @@ mod state_machine;
 mod status;
 mod succession;
 mod trimming;
+mod uncommitted;
 mod wire;
 
 use checkpointing::Checkpoints;
@@ -61,7 +63,6 @@ use digests::Digests;
 use gate::GateView;
 pub(crate) use log_store::committed_hint;
 use membership::BrokerNode;
-use network::Links;
 use own_state::OwnState;
 use peer_service::Member;
 use peer_service::raft_member::{MemberParts, RaftMember};
@@ -171,7 +172,6 @@ struct Shared {
     refused: watch::Sender<RunsRefused>,
     checkpoints: Checkpoints,
     clock_jump_ms: watch::Receiver<u64>,
-    links: Links,
     /// Told when a stream of the leader broke.
     broken: Arc<Notify>,
     seeding: Arc<Seeding>,
@@ -259,6 +259,10 @@ impl Replica {
         let (min, applied_end) = (range.min, range.end);
         // What the state holds, not what was told of it: that comes later.
         if applying.state.end() <= readable.position {
+            drop(applying);
+            if let Some(line) = self.uncommitted_lines(queue).last() {
+                return Some((min, line.end_offset()));
+            }
             return Some((min, applied_end));
         }
         match applying.index.first_from(queue, readable.position) {
@@ -280,6 +284,10 @@ impl Replica {
         let readable = *self.shared.published.readable().borrow();
         let mut lines = self.view().index.lines_from(queue, from, lines_max)?;
         lines.retain(|line| line.position < readable.position);
+        if injected(Fault::ReadUncommitted) && lines.len() < lines_max {
+            let more = self.uncommitted_lines(queue).into_iter();
+            lines.extend(more.filter(|line| line.end_offset() > from));
+        }
         Ok(lines)
     }
 
@@ -459,11 +467,6 @@ impl Replica {
         parts.seeding.get_or_insert(seeding);
         parts.broken = Arc::clone(&self.shared.broken);
         Arc::new(RaftMember::new(self.shared.raft.clone(), parts))
-    }
-
-    /// The way to the other members.
-    pub(crate) fn links(&self) -> &Links {
-        &self.shared.links
     }
 }
 

@@ -9,6 +9,7 @@ use drumlin_proto::native::{Listener, StateResponse};
 use openraft::async_runtime::WatchReceiver;
 
 use super::Replica;
+use super::clock_source::wall_ms;
 use super::membership::Role;
 use super::peer_service::raft_member::MemberParts;
 use super::peer_service::{Member, MemberIdentity};
@@ -117,6 +118,7 @@ impl Replica {
             feature_level_max: FEATURE_LEVEL_MAX,
             listeners: own.listeners.get().cloned().unwrap_or_default(),
             release: env!("CARGO_PKG_VERSION").to_owned(),
+            wall_ms: wall_ms(),
         }
     }
 }

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::RaftStatus;
 use super::clock_source::ClockSource;
+use super::peers::{PeerState, PeerStates};
 use super::published::Published;
 use super::raft_types::Raft;
 use super::start::Ended;
@@ -31,6 +32,7 @@ pub(crate) async fn follow(
     published: Arc<Published>,
     clock: Arc<ClockSource>,
     senders: StatusSenders,
+    peers: watch::Receiver<PeerStates>,
     mut closed: watch::Receiver<Option<LogClosed>>,
     stop: CancellationToken,
 ) {
@@ -48,7 +50,7 @@ pub(crate) async fn follow(
         };
         let applied_term = applied.borrow_and_update().id.map(|id| id.term);
         let status = RaftStatus { term, leader, serving: leads && applied_term == Some(term) };
-        announce(status, &published, &clock, &senders);
+        announce(status, &published, &clock, &senders, &peers);
         tokio::select! {
             () = stop.cancelled() => break,
             changed = metrics.changed() => if changed.is_err() { break },
@@ -71,12 +73,22 @@ pub(crate) async fn follow(
     }
 }
 
+/// What the walls of the other members say now, as far as they answer.
+fn walls_ms(peers: &watch::Receiver<PeerStates>) -> Vec<u64> {
+    let peers = peers.borrow();
+    let told = peers.values().filter(|peer| peer.fresh && peer.state.wall_ms > 0);
+    let since_ms =
+        |peer: &PeerState| u64::try_from(peer.heard_at.elapsed().as_millis()).unwrap_or(u64::MAX);
+    told.map(|peer| peer.state.wall_ms.saturating_add(since_ms(peer))).collect()
+}
+
 /// The clock is set before anyone hears that this node serves.
 fn announce(
     status: RaftStatus,
     published: &Published,
     clock: &ClockSource,
     senders: &StatusSenders,
+    peers: &watch::Receiver<PeerStates>,
 ) {
     let before = *senders.status.borrow();
     if status == before {
@@ -84,7 +96,7 @@ fn announce(
     }
     if status.serving && (!before.serving || status.term != before.term) {
         let highest_ms = published.applying.read().state.clock_ms();
-        senders.clock_jump_ms.send_replace(clock.elect(highest_ms));
+        senders.clock_jump_ms.send_replace(clock.elect(highest_ms, walls_ms(peers)));
         tracing::info!(term = %status.term, "this node leads the broker group");
     } else if before.serving && !status.serving {
         clock.resign();

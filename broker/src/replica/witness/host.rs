@@ -20,6 +20,7 @@ use super::voter::{Pace, Voter};
 use super::{WitnessError, directory};
 use crate::data_dir::{Bootstrap, Claim, Identity, lock};
 use crate::disk::{Disk, RealDisk};
+use crate::replica::clock_source::wall_ms;
 use crate::replica::membership::Role;
 use crate::replica::peer_service::raft_member::{MemberParts, RaftMember, StateProvider};
 use crate::replica::peer_service::{Host, MemberIdentity, PeerService};
@@ -367,6 +368,7 @@ fn state_of(voter: &Voter) -> StateProvider {
             trimmed_below: log.oldest_index().get(),
             disk_full: *log.disk_full().borrow(),
             release: env!("CARGO_PKG_VERSION").to_owned(),
+            wall_ms: wall_ms(),
             ..proto::StateResponse::default()
         }
     })
