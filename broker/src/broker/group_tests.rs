@@ -137,7 +137,7 @@ async fn founder_that_comes_last_makes_the_group_and_all_survive_a_restart() {
         let (first, second) = early.await;
         vec![founder, first, second]
     };
-    let brokers = tokio::time::timeout(PATIENCE, founder_last).await.unwrap();
+    let brokers = Box::pin(tokio::time::timeout(PATIENCE, founder_last)).await.unwrap();
     let leads = leader(&brokers).await;
     create_topic(&brokers[leads]).await;
     send(&brokers[leads], "kept").await.unwrap();

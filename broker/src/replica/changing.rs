@@ -83,7 +83,7 @@ impl Members {
             voting.iter().copied().filter(|id| is(id, Role::Data)).collect();
         let data_count = voters.len();
         if data_count != 2 {
-            if data_count == 0 || data_count % 2 == 0 {
+            if data_count.is_multiple_of(2) {
                 return Err(ChangeError::Even { data_count });
             }
             return Ok(voters);

@@ -171,10 +171,6 @@ impl Group {
         Self { dir: tempfile::tempdir().unwrap(), nodes, witness, links }
     }
 
-    fn member_count(&self) -> usize {
-        self.nodes.len() + usize::from(self.witness.is_some())
-    }
-
     fn node(&self, number: usize) -> &NodeAddress {
         self.nodes.get(number).or(self.witness.as_ref()).unwrap()
     }

@@ -227,7 +227,7 @@ impl<SM: RaftStateMachine<TypeConfig, SnapshotData = Manifest>> Member for RaftM
             return self.seeding()?.seed(request).await;
         }
         let (vote, meta) = wire::seed_from_wire(&request).map_err(invalid)?;
-        let snapshot = Snapshot { meta, snapshot: Manifest::default() };
+        let snapshot = Snapshot { meta, snapshot: Manifest };
         let installed = self.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?;
         Ok(wire::seeded_to_wire(&installed.vote))
     }

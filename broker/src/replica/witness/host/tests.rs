@@ -120,7 +120,7 @@ fn seed() -> proto::SeedRequest {
         vote: Some(proto::PeerVote { term: 4, node: 1, committed: true }),
         last: Some(wire::id_to_wire(last)),
         membership_at: Some(proto::PeerEntryId { term: 0, index: 0 }),
-        membership: membership::encode(&members()).into(),
+        membership: membership::encode(&members()),
         manifest: None,
     }
 }
