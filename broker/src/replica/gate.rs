@@ -45,7 +45,7 @@ pub enum Decision {
     /// Propose an `alone` entry.
     AppendAlone,
     /// Propose a `paired` entry. Until its append is told by [`Gate::set_mode`], or its failure by
-    /// [`Gate::paired_failed`], the witness is held.
+    /// [`Gate::paired_failed`], the witness is held, and this stays the answer.
     AppendPaired,
     /// Nothing, until a fact changes or this time comes.
     Wait(Option<Instant>),
@@ -111,6 +111,8 @@ pub struct GateView {
 pub struct Gate {
     patience: Patience,
     leading: Option<Leading>,
+    /// What the witness was sent in the last term that this node led; exclusive.
+    last_sent: (Term, EntryIndex),
     mode: Mode,
     /// Data voters of either configuration but this node.
     voters: BTreeSet<u64>,
@@ -139,6 +141,7 @@ impl Gate {
         Self {
             patience,
             leading: None,
+            last_sent: (Term::ZERO, EntryIndex::ZERO),
             mode,
             voters: BTreeSet::new(),
             peers: BTreeMap::new(),
@@ -154,10 +157,13 @@ impl Gate {
             return;
         }
         self.mode = mode;
+        // Should it be told twice of one term, with an end of it between.
+        let (last_term, last_sent_end) = self.last_sent;
+        let sent_end = if last_term == term { last_sent_end } else { EntryIndex::ZERO };
         self.leading = Some(Leading {
             term,
             first_own,
-            sent_end: EntryIndex::ZERO,
+            sent_end,
             pairing: false,
             closing: false,
             opened_by_fault: false,
@@ -323,6 +329,7 @@ impl Gate {
         );
         if let Some(leading) = &mut self.leading {
             leading.sent_end = leading.sent_end.max(end);
+            self.last_sent = (term, leading.sent_end);
         }
     }
 
@@ -332,7 +339,7 @@ impl Gate {
         let Some(leading) = self.leading else { return Decision::Wait(None) };
         let gone = self.voters.iter().any(|id| self.gone(*id, now).is_some());
         match self.mode {
-            _ if leading.pairing => Decision::Wait(None),
+            _ if leading.pairing => Decision::AppendPaired,
             Mode::Paired if gone => {
                 if injected(Fault::GateWithoutAlone) {
                     self.leading = Some(Leading { opened_by_fault: true, ..leading });
@@ -354,6 +361,11 @@ impl Gate {
     pub fn matched_end(&self) -> EntryIndex {
         let matched = |id| self.peers.get(id).map_or(EntryIndex::ZERO, |peer| peer.matched_end);
         self.voters.iter().map(matched).min().unwrap_or(EntryIndex::new(u64::MAX))
+    }
+
+    /// Whether this node leads that term, as far as the gate was told.
+    pub fn leads(&self, term: Term) -> bool {
+        self.leading.is_some_and(|leading| leading.term == term)
     }
 
     pub fn mode(&self) -> Mode {

@@ -87,6 +87,12 @@ impl Gating {
         }
     }
 
+    /// What all other data voters have synced of this leader's log; `None` in another term.
+    pub(crate) fn matched_end(&self, term: Term) -> Option<EntryIndex> {
+        let inner = self.shared.inner.lock();
+        inner.gate.leads(term).then(|| inner.gate.matched_end())
+    }
+
     /// A member has synced this leader's log of `term` up to `end`.
     pub(crate) fn matched(&self, member: u64, term: Term, end: EntryIndex) {
         self.tell(|inner, now| inner.gate.peer_matched(member, term, end, now));

@@ -457,7 +457,11 @@ impl Link {
                 if is_witness && let Some(last) = request.entries.last() {
                     shared.parts.gating.pass(term, EntryIndex::new(last.log_id.index)).await;
                 }
-                let trim_upto = is_witness.then(|| shared.parts.log.purged()).flatten();
+                // What is committed and on all data nodes is of no use to a witness.
+                let committed = request.leader_commit.as_ref().map(entry_id);
+                let trim_upto = committed.filter(|committed| {
+                    is_witness && shared.parts.gating.matched_end(term) > Some(committed.index)
+                });
                 let wire = wire::append_to_wire(request, role, trim_upto);
                 let bytes = wire.entries.iter().map(|entry| entry.payload.len() as u64).sum();
                 session.sent(term, bytes);

@@ -241,7 +241,7 @@ fn witness_is_held_until_the_paired_entry_is_in_the_log() {
     assert_eq!(bench.next(), Decision::AppendPaired);
     bench.own(25);
     bench.gate.peer_refused(P, bench.now);
-    assert_eq!(bench.next(), Decision::Wait(None));
+    assert_eq!(bench.next(), Decision::AppendPaired, "it was asked for and is not there yet");
     assert!(!bench.may_feed(20), "or `paired` would lie before what only the witness has");
     bench.alone_at(4);
     assert!(!bench.may_feed(20));
@@ -276,6 +276,17 @@ fn conflict_below_what_was_synced_means_a_lost_peer() {
     bench.gate.peer_seeded(P, bench.now);
     bench.matched(20);
     assert_eq!(bench.gate.matched_end(), index(20));
+}
+
+#[test]
+fn term_that_is_told_again_keeps_what_was_sent() {
+    let mut bench = Bench::in_step();
+    bench.feed(20);
+    bench.gate.end_term();
+    bench.gate.begin_term(Term::new(3), index(10), Mode::Paired, bench.now);
+    assert_eq!(bench.gate.view(bench.now).sent_end, index(20));
+    bench.gate.begin_term(Term::new(4), index(20), Mode::Paired, bench.now);
+    assert_eq!(bench.gate.view(bench.now).sent_end, EntryIndex::ZERO);
 }
 
 #[test]
@@ -403,7 +414,8 @@ proptest! {
                 Fact::Decide => match gate.next(now) {
                     Decision::Wait(_) => {}
                     made => {
-                        prop_assert!(decided.is_none() || made == Decision::AppendAlone);
+                        let asked = decided.is_none_or(|before| before == made);
+                        prop_assert!(asked || made == Decision::AppendAlone);
                         decided = Some(made);
                     }
                 },
