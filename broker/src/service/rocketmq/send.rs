@@ -14,7 +14,7 @@ use drumlin_proto::route;
 use tonic::transport::Channel;
 
 use super::caller::Caller;
-use super::status::{Fault, ok};
+use super::status::{Fault, ok, ok_degraded};
 use super::validate::{self, Batch};
 use super::{Edge, validate::DerivedType};
 use crate::catalog::Topic;
@@ -30,7 +30,8 @@ pub(super) async fn send(
     request: SendMessageRequest,
 ) -> Result<SendMessageResponse, Fault> {
     let (mut status, base_offset) = match store_at_owner(edge, &caller, &request).await {
-        Ok(Stored::Here(base_offset)) => (ok(), Some(base_offset)),
+        Ok(Stored::Here { base_offset, degraded: false }) => (ok(), Some(base_offset)),
+        Ok(Stored::Here { base_offset, degraded: true }) => (ok_degraded(), Some(base_offset)),
         Ok(Stored::There(answer)) => return Ok(answer),
         // Whoever sent the call here looks elsewhere.
         Err(fault) if fault.not_led && caller.forwarded => return Err(fault),
@@ -58,7 +59,11 @@ fn entry(message: Message, status: Status, offset: Option<QueueOffset>) -> SendR
 
 /// Where the messages of a request went.
 enum Stored {
-    Here(QueueOffset),
+    Here {
+        base_offset: QueueOffset,
+        /// One copy holds them for now.
+        degraded: bool,
+    },
     There(SendMessageResponse),
 }
 
@@ -84,7 +89,7 @@ async fn store_at_owner(
         match store(edge, caller, messages, &batch, now_ms).await {
             // The lead was lost meanwhile, and nothing was proposed.
             Err(fault) if fault.not_led && !caller.forwarded => {}
-            stored => return stored.map(Stored::Here),
+            stored => return stored,
         }
     }
     let send = |mut leader: MessagingServiceClient<Channel>, request| async move {
@@ -110,7 +115,7 @@ async fn store(
     messages: &[Message],
     batch: &Batch,
     now_ms: u64,
-) -> Result<QueueOffset, Fault> {
+) -> Result<Stored, Fault> {
     let at = |fault| fault_at(messages, fault);
     let topic = edge.topic(&batch.topic)?;
     let default = SystemProperties::default();
@@ -130,13 +135,13 @@ async fn store(
     edge.note_producer(caller);
     let outcome = edge.decided(Item::Run { queue, run }, caller).await?;
     match outcome.inspect_err(|error| edge.context.metrics.propose_refused(error)) {
-        Ok(Applied::Run { base_offset, .. }) => {
+        Ok(Applied::Run { base_offset, degraded, .. }) => {
             let in_groups = batch.message_group.is_some() || batch.differing.is_some();
             let kind = if in_groups { RecordKind::Fifo } else { RecordKind::Normal };
             let sizes =
                 messages.iter().map(|message| u64::try_from(message.body.len()).unwrap_or(0));
             edge.context.metrics.messages_in(&topic.name, kind, sizes);
-            Ok(base_offset)
+            Ok(Stored::Here { base_offset, degraded })
         }
         Ok(Applied::Command(_)) => {
             Err(Fault::new(Code::InternalServerError, "unexpected outcome of a run"))

@@ -58,6 +58,11 @@ pub(super) fn ok() -> Status {
     Status { code: Code::Ok.into(), message: "OK".into() }
 }
 
+/// Success, on one copy for now: a send's answer has no other place to tell.
+pub(super) fn ok_degraded() -> Status {
+    Status { code: Code::Ok.into(), message: "OK, DEGRADED: one copy holds it".into() }
+}
+
 /// The status over entries: their common one, or MULTIPLE_RESULTS.
 pub(super) fn overall<'a>(mut entries: impl Iterator<Item = &'a Status>) -> Option<Status> {
     let first = entries.next()?;
