@@ -35,7 +35,6 @@ use super::seeding::Giving;
 use super::state_machine::Manifest;
 use super::wire::{self, Caller, MESSAGE_BYTES_MAX, StreamAppendResult};
 use crate::fault::{Fault, injected};
-use crate::log::Log;
 use crate::position::{EntryIndex, Term};
 
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;
@@ -71,7 +70,6 @@ pub(crate) struct LinkParts {
     /// Addresses by name that win over those in the membership.
     pub(crate) addresses: BTreeMap<String, String>,
     pub(crate) heartbeat_interval: Duration,
-    pub(crate) log: Log,
     pub(crate) gating: Gating,
     /// What members are given that lack purged entries; `None`: this one is a witness.
     pub(crate) giving: Option<Arc<Giving>>,

@@ -349,7 +349,6 @@ async fn open_raft(
         role: Role::Data,
         addresses: options.addresses.clone(),
         heartbeat_interval: options.heartbeat_interval,
-        log: log.clone(),
         gating: gating.clone(),
         giving: Some(giving),
     });

@@ -96,7 +96,7 @@ impl Node {
             membership: Vec::new(),
         };
         let mut opened = open_checkpoints(self.root());
-        let IndexFound::Ready(mut lines) = opened.index else { panic!("the index is damaged") };
+        let IndexFound::Ready(lines) = opened.index else { panic!("the index is damaged") };
         let durable_end = self.log.durable_end().borrow().index;
         let capture = Index::capture(&lines);
         opened.checkpointer.write(&capture, &meta, b"state", durable_end).unwrap();

@@ -25,7 +25,7 @@ use crate::command::{Command, TopicType};
 use crate::config::{Config, NodeAddress};
 use crate::data_dir::Identity;
 use crate::disk::RealDisk;
-use crate::log::LogOptions;
+use crate::log::{Log, LogOptions};
 use crate::replica::bootstrap::Plan;
 use crate::replica::checkpoint::Checkpointer;
 use crate::replica::gate::{Gone, Mode, Patience};
@@ -273,7 +273,6 @@ impl Group {
             role: Role::Witness,
             addresses: BTreeMap::new(),
             heartbeat_interval: Duration::from_millis(100),
-            log: log.clone(),
             gating: Gating::new(Patience {
                 silence_max: Duration::from_secs(2),
                 new_leader_silence_max: Duration::from_millis(300),
