@@ -55,6 +55,12 @@ impl LoopDisk {
         Ok(())
     }
 
+    /// Writes and syncs wait from now on, until what this returns is dropped.
+    pub fn freeze(&self) -> Result<Frozen> {
+        run(Command::new("fsfreeze").arg("-f").arg(&self.mount_point))?;
+        Ok(Frozen { mount_point: self.mount_point.clone() })
+    }
+
     /// Mounts what is left after [`LoopDisk::cut_power`]. Nothing may run on it any more.
     pub fn remount(&mut self) -> Result<()> {
         self.unmount()?;
@@ -80,6 +86,20 @@ impl Drop for LoopDisk {
             && let Err(error) = self.unmount()
         {
             eprintln!("{} stays mounted: {error:#}", self.mount_point.display());
+        }
+    }
+}
+
+/// Thaws what it froze, whatever happens: a process that waits for a frozen disk cannot be killed.
+#[derive(Debug)]
+pub struct Frozen {
+    mount_point: PathBuf,
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        if let Err(error) = run(Command::new("fsfreeze").arg("-u").arg(&self.mount_point)) {
+            eprintln!("{} stays frozen: {error:#}", self.mount_point.display());
         }
     }
 }

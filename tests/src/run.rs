@@ -108,7 +108,8 @@ impl Run {
         self.load.progress_everywhere(STEADY, PATIENCE).await
     }
 
-    /// Heals, reads everything from every replica, and judges. Fails unless the run is valid.
+    /// Heals, reads everything from every replica, and judges. Fails unless the run is valid;
+    /// `DRUMLIN_KEEP` keeps logs and history of a valid one too.
     pub async fn finish(mut self) -> Result<Report> {
         let name = self.name.clone();
         let limit = Duration::from_secs(300);
@@ -123,7 +124,9 @@ impl Run {
         finished
             .with_context(|| format!("{name}: after {} violations", report.violations.len()))?;
         ensure!(report.verdict() == Verdict::Valid, "{name}: {report}");
-        self.cluster.forget();
+        if std::env::var_os("DRUMLIN_KEEP").is_none() {
+            self.cluster.forget();
+        }
         Ok(report)
     }
 

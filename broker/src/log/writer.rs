@@ -312,6 +312,10 @@ impl Writer {
         if self.unsynced_bytes == 0 {
             return Ok(());
         }
+        if injected(Fault::AckBeforeSync) {
+            // A quick disk would hide that nobody waits for it.
+            std::thread::sleep(Duration::from_millis(100));
+        }
         let begun = Instant::now();
         self.active.file.sync()?;
         let metrics = &self.published.metrics;

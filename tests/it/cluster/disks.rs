@@ -1,7 +1,6 @@
 //! The leader's disk: full, failing, stalled.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use anyhow::{Result, ensure};
 use drumlin_proto::native::status::Code;
@@ -98,24 +97,6 @@ async fn a_leader_whose_sync_fails_gives_way() -> Result<()> {
     .await
 }
 
-/// Thaws what it froze, whatever happens: a process that waits for a frozen disk cannot be killed.
-struct Frozen(PathBuf);
-
-impl Frozen {
-    fn freeze(path: &Path) -> Result<Self> {
-        ensure!(Command::new("fsfreeze").arg("-f").arg(path).status()?.success(), "not frozen");
-        Ok(Self(path.to_owned()))
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        if !Command::new("fsfreeze").arg("-u").arg(&self.0).status().is_ok_and(|it| it.success()) {
-            eprintln!("{} stays frozen", self.0.display());
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_whose_disk_stalls_gives_way() -> Result<()> {
     if skipped("a_leader_whose_disk_stalls_gives_way")? {
@@ -124,7 +105,7 @@ async fn a_leader_whose_disk_stalls_gives_way() -> Result<()> {
     within(limit(1), async {
         let mut run = Run::start("stalled disk", &layout()).await?;
         let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
-        let frozen = Frozen::freeze(run.cluster.disk(&leader)?.path())?;
+        let frozen = run.cluster.disk(&leader)?.freeze()?;
         run.began("stalled disk", Some(GROUP), Some(GOES_ON_WITHIN));
         run.cluster.wait_leader_but(GROUP, &leader, PATIENCE).await?;
         run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
