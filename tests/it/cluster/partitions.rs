@@ -89,7 +89,13 @@ struct Roles {
 }
 
 async fn partition(run: &mut Run, kind: Kind) -> Result<()> {
-    let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
+    // Leadership goes back to the preferred node, the first, and must not do so in the middle.
+    let leader = run.cluster.members(GROUP).swap_remove(0);
+    wait_for("the preferred node does not lead", PATIENCE, async || {
+        let leads = run.cluster.leader(GROUP).await.is_some_and(|(name, _)| name == leader);
+        Ok(leads.then_some(()))
+    })
+    .await?;
     let roles = Roles { follower: run.cluster.peer(&leader)?, leader };
     let before = counts(run, &roles);
     let term_before = run.cluster.look(&roles.leader).await?.term;
