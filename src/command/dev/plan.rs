@@ -266,14 +266,14 @@ mod tests {
     #[test]
     fn the_file_says_what_the_plan_says() {
         let root = tempfile::tempdir().expect("a temporary directory");
-        let set = [("log.segment_bytes".to_owned(), "8MiB".to_owned())];
+        let set = [("log.segment_bytes".to_owned(), "128MiB".to_owned())];
         let nodes = any();
         let node = nodes.iter().find(|node| node.name == "broker-b-1").expect("planned");
         node.write_configuration(root.path(), &set).expect("a sound configuration");
         let given = Given { files: vec![node.config_path(root.path())], ..Given::default() };
         let loaded = config::load::<BrokerKeys>(&given, &[]).expect("it can be read back");
         let config = loaded.keys.config();
-        assert_eq!(config.segment_bytes, 8 << 20);
+        assert_eq!(config.segment_bytes, 128 << 20);
         assert_eq!(
             (config.node.as_str(), config.broker_group.as_str()),
             ("broker-b-1", "broker-b")
@@ -287,7 +287,7 @@ mod tests {
     #[test]
     fn what_each_node_has_its_own_of_cannot_be_set() {
         let root = tempfile::tempdir().expect("a temporary directory");
-        let set = [("node.name".to_owned(), "x".to_owned())];
+        let set = [("node.data_dir".to_owned(), "x".to_owned())];
         let failure = any()[2].write_configuration(root.path(), &set).expect_err("refused");
         assert_eq!(failure.kind, Kind::Usage);
     }

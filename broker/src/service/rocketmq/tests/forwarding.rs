@@ -17,6 +17,8 @@ async fn pair() -> (Fixture, Fixture) {
     let group = BrokerGroupName::parse("broker-b").unwrap();
     let b = Fixture::start_with(|config| {
         config.broker_group = group.clone();
+        // Each defines what it is asked for: copies are not what this is about.
+        config.catalog_group = group.clone();
         config.node = "broker-b-0".into();
     })
     .await;
