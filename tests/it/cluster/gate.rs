@@ -72,6 +72,8 @@ async fn a_leader_that_restarts_leads_in_a_new_term() -> Result<()> {
             run.cluster.kill(&leader)?;
             run.cluster.start_node(&leader)?;
             run.began("leader kill", Some(GROUP), Some(2 * GOES_ON_WITHIN));
+            // What was on its way back to a client at the kill counts as progress, too.
+            run.cluster.wait_leader(GROUP, PATIENCE).await?;
             run.load.progress(GROUP, 1, PATIENCE).await?;
             let again = run.cluster.look(&leader).await?.term;
             ensure!(again > term, "it led in term {term}, and leads in {again}");
