@@ -134,7 +134,7 @@ section! {
         quarantine_bytes_max: Bytes = "1GiB", unit "B";
         /// sync: a message is acknowledged once it is on the disks. async: once it is written and
         /// committed, and synced a little later: a power failure of all its nodes at once may lose
-        /// acknowledged messages.
+        /// acknowledged messages. Only sync is supported yet.
         flush: Flush = "sync";
         /// Log bytes between two checkpoints: what a start has to replay at most.
         checkpoint_bytes: Bytes = "256MiB", unit "B", min "1MiB", max "64GiB";
