@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::checker::{Plan, Report, Verdict, check};
 use crate::cluster::{Cluster, Layout, PATIENCE, wait_for};
-use crate::event::{What, to_lines};
+use crate::event::{Event, What, to_lines};
 use crate::link::Counts;
 use crate::load::{self, Load, Mix, native};
 use crate::watch::Watch;
@@ -72,6 +72,18 @@ impl Run {
 
     pub fn ended(&self, name: &str) {
         self.cluster.recorder.note(What::FaultEnds { name: name.to_owned() });
+    }
+
+    /// Waits until the history has a leader behind its first `since` lines: one that is killed
+    /// sooner than anybody looked would be missing in it.
+    pub async fn leader_noted(&self, group: &str, since: usize) -> Result<()> {
+        let leads =
+            |event: &Event| matches!(&event.what, What::Leader { group: of, .. } if of == group);
+        let what = format!("no leader of {group} is noted");
+        wait_for(&what, PATIENCE, async || {
+            Ok((self.cluster.recorder.count_from(since, leads) > 0).then_some(()))
+        })
+        .await
     }
 
     /// Waits until what passes over links shows that something was done to them.

@@ -39,10 +39,12 @@ async fn power_lost_by_the_only_copy_stops_nobody_for_long() -> Result<()> {
         wait_alone(&run, &leader).await?;
         for cycle in 0..cycles {
             run.cluster.cut_power(&leader)?;
+            let since = run.cluster.recorder.count();
             run.cluster.restore_power(&leader)?;
             run.cluster.start_node(&leader)?;
             run.began("power loss alone", Some(GROUP), Some(2 * GOES_ON_WITHIN));
             println!("power loss alone {cycle}");
+            run.leader_noted(GROUP, since).await?;
             run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
             run.ended("power loss alone");
         }
@@ -70,10 +72,11 @@ async fn a_leader_that_restarts_leads_in_a_new_term() -> Result<()> {
         for _ in 0..2 {
             let term = run.cluster.look(&leader).await?.term;
             run.cluster.kill(&leader)?;
+            let since = run.cluster.recorder.count();
             run.cluster.start_node(&leader)?;
             run.began("leader kill", Some(GROUP), Some(2 * GOES_ON_WITHIN));
             // What was on its way back to a client at the kill counts as progress, too.
-            run.cluster.wait_leader(GROUP, PATIENCE).await?;
+            run.leader_noted(GROUP, since).await?;
             run.load.progress(GROUP, 1, PATIENCE).await?;
             let again = run.cluster.look(&leader).await?.term;
             ensure!(again > term, "it led in term {term}, and leads in {again}");

@@ -59,7 +59,9 @@ async fn a_killed_leader_is_replaced_every_time() -> Result<()> {
         for cycle in 0..cycles {
             let leader = run.cluster.wait_leader(group, PATIENCE).await?;
             run.cluster.kill(&leader)?;
+            let since = run.cluster.recorder.count();
             run.began("leader kill", Some(group), Some(GOES_ON_WITHIN));
+            run.leader_noted(group, since).await?;
             run.load.progress(group, IN_FAULT, PATIENCE).await?;
             run.ended("leader kill");
             println!("leader kill {cycle}: {leader}");
