@@ -26,6 +26,10 @@ pub(super) enum Command {
         vote: Vote,
         done: oneshot::Sender<io::Result<()>>,
     },
+    /// Syncs what precedes it, and says for good that nothing is missing here.
+    LiftFence {
+        done: oneshot::Sender<io::Result<()>>,
+    },
     /// Syncs what precedes it, marks the log cleanly closed, and ends the writer.
     Close,
 }
@@ -45,7 +49,7 @@ pub(super) struct Cut {
     pub(super) anew: bool,
 }
 
-/// Who waits for a sync. Is told of a failure if it is dropped, whatever became of the writer.
+/// Who waits for entries to be kept. Is told of a failure if it is dropped, whatever became of the writer.
 pub(super) struct Waiting {
     /// None once it was called.
     flushed: Option<Flushed>,
@@ -98,7 +102,7 @@ pub(super) fn drain(first: Command, commands: &Receiver<Command>) -> Vec<Command
 fn command_bytes(command: &Command) -> u64 {
     match command {
         Command::Append { entries, .. } => entries.iter().map(Entry::frame_bytes).sum(),
-        Command::Cut(_) | Command::Vote { .. } | Command::Close => 0,
+        Command::Cut(_) | Command::Vote { .. } | Command::LiftFence { .. } | Command::Close => 0,
     }
 }
 
@@ -106,9 +110,9 @@ fn command_bytes(command: &Command) -> u64 {
 pub(super) fn refuse(command: Command, error: &io::Error) {
     match command {
         Command::Append { waiting, .. } => waiting.tell(Err(copy_error(error))),
-        Command::Vote { done, .. } => {
+        Command::Vote { done, .. } | Command::LiftFence { done } => {
             if done.send(Err(copy_error(error))).is_err() {
-                tracing::debug!("nobody waits for the vote any more");
+                tracing::debug!("nobody waits for the sync any more");
             }
         }
         Command::Cut(_) | Command::Close => {}

@@ -1,13 +1,14 @@
 //! Ordered bytes on disk: segments, the in-memory tail, one writer. Knows no topics, no Raft roles.
 //!
-//! Invariants: nothing is called durable before a sync that covers it has returned (I1); no byte is
-//! overwritten and no segment shortened, a tail is dropped by quarantine and roll (I2); a failed
+//! Invariants: nothing is called durable before a sync that covers it has returned, nor settled
+//! unless syncs are deferred, and then not before it is written (I1); no byte is overwritten and no segment shortened, a tail is dropped by quarantine and roll (I2); a failed
 //! sync, or any failed write but for a full disk, ends all writing (I3).
 
 mod commands;
 mod export;
 #[cfg(test)]
 pub(crate) mod faulty;
+mod fence;
 mod files;
 pub mod inspect;
 mod mapping;
@@ -67,6 +68,9 @@ pub struct LogOptions {
     pub tail_bytes_max: u64,
     /// Which boot of the machine this is; nil: [`Log::open`] asks the kernel.
     pub boot_id: uuid::Uuid,
+    /// Entries are settled once they are written, and synced a little later. Votes, membership
+    /// and gate entries are always synced, and all that precedes them with them.
+    pub defer_syncs: bool,
     pub metrics: LogMetrics,
 }
 
@@ -80,6 +84,7 @@ impl LogOptions {
             reserve_bytes: 64 << 20,
             tail_bytes_max: 2 << 30,
             boot_id: uuid::Uuid::nil(),
+            defer_syncs: false,
             metrics: LogMetrics::default(),
         }
     }
@@ -101,14 +106,14 @@ pub struct Vote {
     pub committed: bool,
 }
 
-/// How far the log is synced; rises in the order of its fields.
+/// How far the log is synced, or settled; rises in the order of its fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DurableEnd {
     /// Rises with every cut.
     pub incarnation: u64,
     /// Exclusive.
     pub index: EntryIndex,
-    /// Behind the last synced frame.
+    /// Behind the last such frame.
     pub position: LogOffset,
 }
 
@@ -123,6 +128,8 @@ pub struct RecoveryReport {
     pub clean: bool,
     /// The machine was started anew since the log was last open.
     pub rebooted: bool,
+    /// Entries that this node had settled may be gone: see [`Log::is_fenced`].
+    pub fenced: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -172,6 +179,7 @@ struct Inner {
     published: Arc<Published>,
     files: Arc<Files>,
     tail_bytes_max: u64,
+    defers_syncs: bool,
     closing: Arc<AtomicBool>,
     /// Used under the view's lock only, so that the queue has the order of the log. `None` once the
     /// last handle goes. Unbounded, but what it holds is counted below, and bounded.
@@ -353,12 +361,7 @@ impl Log {
         let taken_from = if anew { EntryIndex::ZERO } else { from.index };
         let segments = view.take_segments_from(taken_from);
         let previous = view.segments.back().map_or(0, |segment| segment.header().incarnation);
-        let lowered = DurableEnd {
-            incarnation: view.epoch,
-            index: if anew { from.index } else { view.tail.base().min(from.index) },
-            position: if anew { from.position } else { view.settled.min(from.position) },
-        };
-        self.inner.published.durable.send_replace(lowered);
+        self.inner.published.lower(view.epoch, from, anew);
         let cut = Cut {
             from: from.index,
             position: from.position,
@@ -403,8 +406,34 @@ impl Log {
         self.view().end().position
     }
 
+    /// How far the log is synced.
     pub fn durable_end(&self) -> watch::Receiver<DurableEnd> {
         self.inner.published.durable.subscribe()
+    }
+
+    /// How far this node keeps the log, by which it is answered for, read and acknowledged: as far
+    /// as it is synced, or written where syncs are deferred.
+    pub fn settled_end(&self) -> watch::Receiver<DurableEnd> {
+        self.inner.published.settled.subscribe()
+    }
+
+    /// Whether entries are settled before they are synced.
+    pub fn defers_syncs(&self) -> bool {
+        self.inner.defers_syncs
+    }
+
+    /// Whether entries that this node had settled may be gone. It must not vote nor lead before
+    /// another node has given them to it again, and [`Log::lift_fence`] was called.
+    pub fn is_fenced(&self) -> bool {
+        self.view().fenced
+    }
+
+    /// Nothing is missing any more; resolves once that is written down, and all before it synced.
+    pub fn lift_fence(&self) -> Result<oneshot::Receiver<io::Result<()>>, LogClosed> {
+        let (done, synced) = oneshot::channel();
+        let mut view = self.view_for_write()?;
+        self.queue(&mut view, Command::LiftFence { done })?;
+        Ok(synced)
     }
 
     /// Whether writes wait for space, or live on the reserve.
@@ -476,7 +505,9 @@ impl Log {
         match refused {
             None => return Ok(()),
             Some(Command::Append { waiting, .. }) => waiting.forget(),
-            Some(Command::Cut(_) | Command::Vote { .. } | Command::Close) => {}
+            Some(
+                Command::Cut(_) | Command::Vote { .. } | Command::LiftFence { .. } | Command::Close,
+            ) => {}
         }
         let closed = LogClosed { reason: "its writer is gone".to_owned() };
         view.closed.get_or_insert(closed.clone());
@@ -507,6 +538,7 @@ fn assemble(
         options.metrics.clone(),
     ));
     published.disk_full.send_replace(!reserve);
+    published.view.lock().fenced = recovered.report.fenced;
     let files = Arc::new(recovered.files);
     let ahead = Arc::new(Ahead::new(
         Arc::clone(&files),
@@ -522,6 +554,7 @@ fn assemble(
         published: Arc::clone(&published),
         files: Arc::clone(&files),
         tail_bytes_max: options.tail_bytes_max,
+        defers_syncs: options.defer_syncs,
         closing: Arc::clone(&closing),
         commands: Some(commands),
         queued_bytes: Arc::default(),

@@ -1,5 +1,6 @@
 //! What everyone sees of the log: settled segments, the tail behind them, and how far is synced.
-//! Held under one lock, briefly, never across I/O.
+//! Held under one lock, briefly, never across I/O. *Settled* is what counts as kept by this node:
+//! what is synced, or what is written where syncs are deferred.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -37,6 +38,8 @@ pub(super) struct View {
     pub(super) epoch: u64,
     pub(super) vote: Option<Vote>,
     pub(super) closed: Option<LogClosed>,
+    /// Entries that had been settled may be gone.
+    pub(super) fenced: bool,
     /// Segments that have an entry table, the least recently filled first.
     tables: VecDeque<Arc<Segment>>,
 }
@@ -45,6 +48,7 @@ pub(super) struct View {
 #[derive(Debug)]
 pub(super) struct Published {
     pub(super) view: Mutex<View>,
+    pub(super) settled: watch::Sender<DurableEnd>,
     pub(super) durable: watch::Sender<DurableEnd>,
     pub(super) disk_full: watch::Sender<bool>,
     pub(super) closed: watch::Sender<Option<LogClosed>>,
@@ -73,8 +77,10 @@ impl Published {
                 epoch,
                 vote,
                 closed: None,
+                fenced: false,
                 tables: VecDeque::new(),
             }),
+            settled: watch::Sender::new(durable),
             durable: watch::Sender::new(durable),
             disk_full: watch::Sender::new(false),
             closed: watch::Sender::new(None),
@@ -82,9 +88,10 @@ impl Published {
         }
     }
 
-    /// Moves what is synced from the tail to the disk, and tells those who wait for it. Does
-    /// nothing, and says so, if a cut came in between: then a later call covers it.
-    pub(super) fn settle(&self, epoch: u64, end: End, begun: &[Arc<Segment>]) -> bool {
+    /// Moves what is settled up to `end` from the tail to the disk, and tells those who wait for
+    /// it, or for the sync that came as far as `synced`. Does nothing, and says so, if a cut came
+    /// in between: then a later call covers it.
+    pub(super) fn settle(&self, epoch: u64, end: End, synced: End, begun: &[Arc<Segment>]) -> bool {
         let mut view = self.view.lock();
         if view.epoch != epoch {
             return false;
@@ -95,7 +102,7 @@ impl Published {
         let tail_base = view.tail.base();
         assert!(
             end.index >= tail_base,
-            "the synced end went back to {} from {tail_base}",
+            "the settled end went back to {} from {tail_base}",
             end.index
         );
         view.tail.drop_front(end.index);
@@ -106,17 +113,23 @@ impl Published {
             active.set_end_at(at);
         }
         self.metrics.tail_bytes.set(i64::try_from(view.tail.bytes()).unwrap_or(i64::MAX));
-        let durable = DurableEnd { incarnation: epoch, index: end.index, position: end.position };
-        self.durable.send_if_modified(|published| {
-            assert!(
-                durable >= *published,
-                "durable_end may not go back within {epoch}: {published:?} -> {durable:?}"
-            );
-            let rises = durable > *published;
-            *published = durable;
-            rises
-        });
+        raise(&self.settled, epoch, end);
+        raise(&self.durable, epoch, synced);
         true
+    }
+
+    /// Everything from `from` on is gone, and both ends count under a new epoch. `anew`: the log
+    /// begins there.
+    pub(super) fn lower(&self, epoch: u64, from: End, anew: bool) {
+        for sender in [&self.durable, &self.settled] {
+            sender.send_modify(|end| {
+                *end = DurableEnd {
+                    incarnation: epoch,
+                    index: if anew { from.index } else { end.index.min(from.index) },
+                    position: if anew { from.position } else { end.position.min(from.position) },
+                };
+            });
+        }
     }
 
     /// Lets no more writes in. The first reason stands.
@@ -127,6 +140,19 @@ impl Published {
         self.closed.send_replace(Some(closed.clone()));
         closed
     }
+}
+
+fn raise(sender: &watch::Sender<DurableEnd>, epoch: u64, end: End) {
+    let end = DurableEnd { incarnation: epoch, index: end.index, position: end.position };
+    sender.send_if_modified(|published| {
+        assert!(
+            end >= *published,
+            "an end may not go back within {epoch}: {published:?} -> {end:?}"
+        );
+        let rises = end > *published;
+        *published = end;
+        rises
+    });
 }
 
 impl View {

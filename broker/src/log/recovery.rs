@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
+use super::fence;
 use super::files::{Files, Listing, NewSegment, list};
 use super::published::End;
 use super::quarantine;
@@ -217,13 +218,23 @@ fn finish(
     mut local_slots: super::slots::Slots,
     options: &LogOptions,
 ) -> Result<Recovered, OpenError> {
+    let boot_id = *options.boot_id.as_bytes();
+    let fenced = fence::is_fenced(fence::Found {
+        before: local.as_ref(),
+        used: last.is_some() || vote.is_some(),
+        boot_id,
+        defers: options.defer_syncs,
+    });
     let facts = Local {
         incarnation: opened.active.segment.header().incarnation,
         durable_end: opened.end.index,
         vote_sequence: vote_slots.sequence(),
-        boot_id: *options.boot_id.as_bytes(),
+        boot_id,
         clean: false,
+        deferred: options.defer_syncs,
+        fenced,
     };
+    report.fenced = fenced;
     report.clean = local.is_none_or(|before| before.clean);
     report.rebooted = local.is_some_and(|before| before.boot_id != facts.boot_id);
     if local != Some(facts) {

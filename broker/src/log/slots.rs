@@ -11,7 +11,15 @@ pub(super) const SLOT_BYTES: usize = 512;
 pub(super) const BODY_BYTES: usize = SLOT_BYTES - HEADER_BYTES;
 
 const HEADER_BYTES: usize = 40;
-const VERSION: u32 = 1;
+
+/// One kind of slot file.
+#[derive(Debug)]
+pub(super) struct SlotFile {
+    pub(super) name: &'static str,
+    pub(super) magic: [u8; 8],
+    /// The newest that is known; those before it are read too.
+    pub(super) version_max: u32,
+}
 
 /// What two slots said.
 #[derive(Debug)]
@@ -32,7 +40,7 @@ pub(super) enum Found {
 #[derive(Debug)]
 pub(super) struct Slots {
     file: Arc<dyn StorageFile>,
-    magic: [u8; 8],
+    kind: &'static SlotFile,
     group_uuid: uuid::Uuid,
     sequence: u64,
 }
@@ -40,8 +48,8 @@ pub(super) struct Slots {
 impl Slots {
     /// Makes what a killed process wrote durable, or unreadable where that failed, before anything
     /// is built on it.
-    pub(super) fn settle(storage: &dyn Storage, name: &str) -> io::Result<()> {
-        match storage.open(name) {
+    pub(super) fn settle(storage: &dyn Storage, kind: &SlotFile) -> io::Result<()> {
+        match storage.open(kind.name) {
             Ok(file) => {
                 file.sync()?;
                 file.drop_cache()
@@ -54,11 +62,10 @@ impl Slots {
     /// What the file holds.
     pub(super) fn load(
         storage: &dyn Storage,
-        name: &str,
-        magic: [u8; 8],
+        kind: &SlotFile,
         group_uuid: uuid::Uuid,
     ) -> io::Result<Found> {
-        let file = match storage.open(name) {
+        let file = match storage.open(kind.name) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Missing),
             Err(error) => return Err(error),
@@ -71,7 +78,7 @@ impl Slots {
         let (first, second) = raw.split_at(SLOT_BYTES);
         let newest = [first, second]
             .into_iter()
-            .filter_map(|slot| decode(slot, magic, group_uuid))
+            .filter_map(|slot| decode(slot, kind, group_uuid))
             .max_by_key(|(sequence, _)| *sequence);
         let empty = |slot: &[u8]| slot.iter().all(|byte| *byte == 0);
         Ok(match newest {
@@ -85,11 +92,11 @@ impl Slots {
     /// Opens the file, or makes it durably; `sequence` is that of the newest valid slot.
     pub(super) fn open(
         storage: &dyn Storage,
-        name: &str,
-        magic: [u8; 8],
+        kind: &'static SlotFile,
         group_uuid: uuid::Uuid,
         sequence: Option<u64>,
     ) -> io::Result<Self> {
+        let name = kind.name;
         let file = match storage.open(name) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -103,7 +110,7 @@ impl Slots {
             }
             Err(error) => return Err(error),
         };
-        Ok(Self { file, magic, group_uuid, sequence: sequence.unwrap_or(0) })
+        Ok(Self { file, kind, group_uuid, sequence: sequence.unwrap_or(0) })
     }
 
     /// Sequence of the newest slot; 0 if there is none.
@@ -112,12 +119,12 @@ impl Slots {
     }
 
     /// Overwrites the older slot. Nothing is durable before [`Slots::sync`] has returned.
-    pub(super) fn write(&mut self, body: &[u8]) -> io::Result<()> {
+    pub(super) fn write(&mut self, version: u32, body: &[u8]) -> io::Result<()> {
         assert!(body.len() <= BODY_BYTES, "{} bytes do not fit a slot", body.len());
         let sequence = self.sequence + 1;
         let mut slot = [0; SLOT_BYTES];
-        slot[0..8].copy_from_slice(&self.magic);
-        slot[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        slot[0..8].copy_from_slice(&self.kind.magic);
+        slot[8..12].copy_from_slice(&version.to_le_bytes());
         slot[16..32].copy_from_slice(self.group_uuid.as_bytes());
         slot[32..40].copy_from_slice(&sequence.to_le_bytes());
         slot[HEADER_BYTES..HEADER_BYTES + body.len()].copy_from_slice(body);
@@ -137,14 +144,15 @@ impl Slots {
 
 fn decode(
     slot: &[u8],
-    magic: [u8; 8],
+    kind: &SlotFile,
     group_uuid: uuid::Uuid,
 ) -> Option<(u64, Box<[u8; BODY_BYTES]>)> {
     let mut copy: [u8; SLOT_BYTES] = slot.try_into().ok()?;
     let checksum = u32::from_le_bytes(copy[12..16].try_into().ok()?);
     copy[12..16].fill(0);
-    let valid = copy[0..8] == magic
-        && copy[8..12] == VERSION.to_le_bytes()
+    let version = u32::from_le_bytes(copy[8..12].try_into().ok()?);
+    let valid = copy[0..8] == kind.magic
+        && (1..=kind.version_max).contains(&version)
         && copy[16..32] == *group_uuid.as_bytes()
         && crc32fast::hash(&copy) == checksum;
     if !valid {

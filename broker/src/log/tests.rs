@@ -1,6 +1,7 @@
 //! The log through its public functions, on a real directory.
 
 mod damage;
+mod deferred;
 mod driver;
 mod faults;
 mod golden;

@@ -2,15 +2,20 @@
 
 use std::io;
 
-use super::slots::{BODY_BYTES, Found, Slots};
+use super::slots::{BODY_BYTES, Found, SlotFile, Slots};
 use super::storage::Storage;
 use super::{OpenError, Vote};
 use crate::position::{EntryIndex, Term};
 
-const VOTE_FILE: &str = "vote";
-const VOTE_MAGIC: [u8; 8] = *b"DrumVote";
-const LOCAL_FILE: &str = "local";
-const LOCAL_MAGIC: [u8; 8] = *b"DrumLocl";
+static VOTE: SlotFile = SlotFile { name: "vote", magic: *b"DrumVote", version_max: VERSION };
+static LOCAL: SlotFile =
+    SlotFile { name: "local", magic: *b"DrumLocl", version_max: VERSION_FLAGS };
+
+const VERSION: u32 = 1;
+/// Of `local` with any of the flags.
+const VERSION_FLAGS: u32 = 2;
+const FLAG_DEFERRED: u8 = 1;
+const FLAG_FENCED: u8 = 2;
 
 /// What only this node knows of its log; never copied to another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +30,10 @@ pub(super) struct Local {
     pub(super) boot_id: [u8; 16],
     /// The log was closed behind its last entry.
     pub(super) clean: bool,
+    /// Entries may count as kept here before they are synced.
+    pub(super) deferred: bool,
+    /// Entries that counted as kept here may be gone.
+    pub(super) fenced: bool,
 }
 
 /// Loads the vote. `used`: there are signs that one was saved here.
@@ -34,10 +43,10 @@ pub(super) fn load_vote(
     used: bool,
     local: Option<&Local>,
 ) -> Result<(Option<Vote>, Slots), OpenError> {
-    Slots::settle(storage, VOTE_FILE)?;
+    Slots::settle(storage, &VOTE)?;
     let sequence_min = local.map_or(0, |facts| facts.vote_sequence);
-    let invalid = |reason: &str| OpenError::State { file: VOTE_FILE, reason: reason.to_owned() };
-    let (vote, sequence) = match Slots::load(storage, VOTE_FILE, VOTE_MAGIC, group_uuid)? {
+    let invalid = |reason: &str| OpenError::State { file: VOTE.name, reason: reason.to_owned() };
+    let (vote, sequence) = match Slots::load(storage, &VOTE, group_uuid)? {
         Found::Missing if used => return Err(invalid("it is missing in a used directory")),
         // A first vote that is torn was never answered.
         Found::Missing | Found::Empty | Found::FirstTorn if sequence_min == 0 => (None, None),
@@ -49,7 +58,7 @@ pub(super) fn load_vote(
         }
         Found::Body(sequence, body) => (Some(decode_vote(&body)), Some(sequence)),
     };
-    Ok((vote, Slots::open(storage, VOTE_FILE, VOTE_MAGIC, group_uuid, sequence)?))
+    Ok((vote, Slots::open(storage, &VOTE, group_uuid, sequence)?))
 }
 
 /// Writes a vote over the older slot, without syncing it.
@@ -58,7 +67,7 @@ pub(super) fn write_vote(slots: &mut Slots, vote: Vote) -> io::Result<()> {
     body[0..8].copy_from_slice(&vote.term.get().to_le_bytes());
     body[8..16].copy_from_slice(&vote.node.to_le_bytes());
     body[16] = u8::from(vote.committed);
-    slots.write(&body)
+    slots.write(VERSION, &body)
 }
 
 fn decode_vote(body: &[u8; BODY_BYTES]) -> Vote {
@@ -70,16 +79,16 @@ pub(super) fn load_local(
     storage: &dyn Storage,
     group_uuid: uuid::Uuid,
 ) -> Result<(Option<Local>, Slots), OpenError> {
-    Slots::settle(storage, LOCAL_FILE)?;
-    let (local, sequence) = match Slots::load(storage, LOCAL_FILE, LOCAL_MAGIC, group_uuid)? {
+    Slots::settle(storage, &LOCAL)?;
+    let (local, sequence) = match Slots::load(storage, &LOCAL, group_uuid)? {
         Found::Missing | Found::Empty | Found::FirstTorn => (None, None),
         Found::Invalid => {
             let reason = "neither slot is valid".to_owned();
-            return Err(OpenError::State { file: LOCAL_FILE, reason });
+            return Err(OpenError::State { file: LOCAL.name, reason });
         }
         Found::Body(sequence, body) => (Some(decode_local(&body)), Some(sequence)),
     };
-    Ok((local, Slots::open(storage, LOCAL_FILE, LOCAL_MAGIC, group_uuid, sequence)?))
+    Ok((local, Slots::open(storage, &LOCAL, group_uuid, sequence)?))
 }
 
 /// Reads the node-local facts without making the file.
@@ -87,7 +96,7 @@ pub(super) fn peek_local(
     storage: &dyn Storage,
     group_uuid: uuid::Uuid,
 ) -> io::Result<Option<Local>> {
-    Ok(match Slots::load(storage, LOCAL_FILE, LOCAL_MAGIC, group_uuid)? {
+    Ok(match Slots::load(storage, &LOCAL, group_uuid)? {
         Found::Missing | Found::Empty | Found::FirstTorn | Found::Invalid => None,
         Found::Body(_, body) => Some(decode_local(&body)),
     })
@@ -95,20 +104,26 @@ pub(super) fn peek_local(
 
 /// Reads the vote without making the file.
 pub(super) fn peek_vote(storage: &dyn Storage, group_uuid: uuid::Uuid) -> io::Result<Option<Vote>> {
-    Ok(match Slots::load(storage, VOTE_FILE, VOTE_MAGIC, group_uuid)? {
+    Ok(match Slots::load(storage, &VOTE, group_uuid)? {
         Found::Missing | Found::Empty | Found::FirstTorn | Found::Invalid => None,
         Found::Body(_, body) => Some(decode_vote(&body)),
     })
 }
 
 pub(super) fn write_local(slots: &mut Slots, local: &Local) -> io::Result<()> {
-    let mut body = [0; 41];
+    let mut body = [0; 42];
     body[0..8].copy_from_slice(&local.incarnation.to_le_bytes());
     body[8..16].copy_from_slice(&local.durable_end.get().to_le_bytes());
     body[16..24].copy_from_slice(&local.vote_sequence.to_le_bytes());
     body[24..40].copy_from_slice(&local.boot_id);
     body[40] = u8::from(local.clean);
-    slots.write(&body)
+    if local.deferred {
+        body[41] |= FLAG_DEFERRED;
+    }
+    if local.fenced {
+        body[41] |= FLAG_FENCED;
+    }
+    slots.write(if body[41] == 0 { VERSION } else { VERSION_FLAGS }, &body)
 }
 
 fn decode_local(body: &[u8; BODY_BYTES]) -> Local {
@@ -120,6 +135,8 @@ fn decode_local(body: &[u8; BODY_BYTES]) -> Local {
         vote_sequence: u64_at(body, 16),
         boot_id,
         clean: body[40] != 0,
+        deferred: body[41] & FLAG_DEFERRED != 0,
+        fenced: body[41] & FLAG_FENCED != 0,
     }
 }
 

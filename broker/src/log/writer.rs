@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
+use tokio::sync::oneshot;
 
 use super::commands::{Command, Cut, Waiting, drain, refuse};
 use super::files::{Files, NewSegment};
@@ -21,7 +22,7 @@ use super::slots::Slots;
 use super::storage::{StorageFile, copy_error, is_full, write_all_at};
 use super::vote::{Local, write_local, write_vote};
 use super::{LogOptions, Vote};
-use crate::entry::{ALIGN_BYTES, Entry, FrameHeader, FrameKey};
+use crate::entry::{ALIGN_BYTES, Entry, EntryKind, FrameHeader, FrameKey};
 use crate::fault::{Fault, injected};
 use crate::position::{EntryIndex, LogOffset, Term};
 
@@ -29,6 +30,9 @@ use crate::position::{EntryIndex, LogOffset, Term};
 const BLOCK_BYTES: usize = 256 << 10;
 /// What may be written and not synced; bounds recovery's search behind a hole.
 pub(super) const UNSYNCED_BYTES_MAX: u64 = 32 << 20;
+/// What is written and settled and not synced, where syncs are deferred: in bytes, and in time.
+const DEFERRED_BYTES_MAX: u64 = 8 << 20;
+const DEFERRED_MAX: Duration = Duration::from_millis(500);
 /// Pause between two tries on a full disk.
 const FULL_RETRY: Duration = Duration::from_millis(50);
 /// How often the reserve is tried to be put back.
@@ -73,6 +77,10 @@ pub(super) struct Writer {
     block: Vec<u8>,
     block_at: u64,
     unsynced_bytes: u64,
+    /// When the first of them was encoded.
+    unsynced_since: Option<Instant>,
+    /// Something among them is never deferred.
+    must_sync: bool,
     waiting: Vec<Waiting>,
     vote_slots: Slots,
     local_slots: Slots,
@@ -119,6 +127,8 @@ impl Writer {
             block: Vec::with_capacity(BLOCK_BYTES),
             block_at,
             unsynced_bytes: 0,
+            unsynced_since: None,
+            must_sync: false,
             waiting: Vec::new(),
             vote_slots: start.vote_slots,
             local_slots: start.local_slots,
@@ -134,15 +144,17 @@ impl Writer {
     /// Runs until the log is closed or all handles are gone.
     pub(super) fn run(mut self, commands: &Receiver<Command>) {
         loop {
-            let first = match commands.recv_timeout(self.pause()) {
-                Ok(first) => first,
-                Err(RecvTimeoutError::Timeout) => {
-                    self.restore_reserve();
-                    continue;
+            let is_open = match commands.recv_timeout(self.pause()) {
+                Ok(first) => self.serve(first, commands),
+                Err(RecvTimeoutError::Timeout) => self.tend(commands),
+                Err(RecvTimeoutError::Disconnected) => {
+                    if let Err(error) = self.sync() {
+                        tracing::error!(%error, "the log's last entries were not synced");
+                    }
+                    return;
                 }
-                Err(RecvTimeoutError::Disconnected) => return,
             };
-            if !self.serve(first, commands) {
+            if !is_open {
                 return;
             }
         }
@@ -158,19 +170,29 @@ impl Writer {
             Ok(After::Closed) => {}
             Err(error) => tracing::error!(%error, "a write failed, the log is closed for good"),
         }
-        // The log is closed, so nothing more is queued, and nobody may be left waiting.
-        while let Ok(command) = commands.try_recv() {
-            refuse(command, &closed());
-        }
+        refuse_all(commands);
         false
     }
 
-    /// Only a full disk gives the writer something to do by itself.
-    fn pause(&self) -> Duration {
-        if *self.published.disk_full.borrow() { RESERVE_RETRY } else { Duration::from_secs(3600) }
+    /// Does what is due while nobody asks for anything; false once the log is closed.
+    fn tend(&mut self, commands: &Receiver<Command>) -> bool {
+        self.restore_reserve();
+        let Err(error) = self.sync_deferred() else { return true };
+        tracing::error!(%error, "a deferred sync failed, the log is closed for good");
+        self.published.close(&format!("a deferred sync failed: {error}"));
+        refuse_all(commands);
+        false
     }
 
-    /// Writes a group and syncs it once, then completes everyone in order.
+    /// Only a full disk, or a deferred sync, gives the writer something to do by itself.
+    fn pause(&self) -> Duration {
+        let full = *self.published.disk_full.borrow();
+        let pause = if full { RESERVE_RETRY } else { Duration::from_secs(3600) };
+        let until_sync = self.unsynced_since.map(|at| DEFERRED_MAX.saturating_sub(at.elapsed()));
+        until_sync.map_or(pause, |until| until.min(pause))
+    }
+
+    /// Writes a group and syncs it once, or a little later, then completes everyone in order.
     ///
     /// Errors: final. Everyone who waits, of this group too, has been told.
     fn commit(&mut self, group: Vec<Command>) -> io::Result<After> {
@@ -208,23 +230,21 @@ impl Writer {
                 }
             }
             Command::Cut(cut) => {
-                self.complete()?;
+                self.complete_synced()?;
                 self.cut(cut)?;
             }
             Command::Vote { vote, done } => {
-                let result = self.complete().and_then(|()| self.save_vote(vote));
-                let failed = result.as_ref().err().map(copy_error);
-                if done.send(result).is_err() {
-                    tracing::debug!("nobody waits for the vote any more");
-                }
-                if let Some(error) = failed {
-                    return Err(error);
-                }
+                let result = self.complete_synced().and_then(|()| self.save_vote(vote));
+                answer(done, result)?;
                 // So that damage to it cannot pass as a vote that was never answered.
                 self.write_mark(false)?;
             }
+            Command::LiftFence { done } => {
+                let result = self.complete_synced().and_then(|()| self.lift_fence());
+                answer(done, result)?;
+            }
             Command::Close => {
-                self.complete()?;
+                self.complete_synced()?;
                 // After a failure elsewhere it is only the end.
                 if self.published.view.lock().closed.is_none() {
                     self.write_mark(true)?;
@@ -271,6 +291,8 @@ impl Writer {
         let padding = usize::try_from(padding).expect("less than the alignment");
         self.push_bytes(&[0; ALIGN_BYTES][..padding])?;
         self.unsynced_bytes += frame_bytes;
+        self.unsynced_since.get_or_insert_with(Instant::now);
+        self.must_sync |= never_deferred(entry.kind);
         self.last_term = entry.id.term;
         self.end =
             End { index: self.end.index.next(), position: self.end.position.advance(frame_bytes) };
@@ -317,12 +339,17 @@ impl Writer {
             std::thread::sleep(Duration::from_millis(100));
         }
         let begun = Instant::now();
-        self.active.file.sync()?;
+        if let Err(error) = self.active.file.sync() {
+            self.fence_lost();
+            return Err(error);
+        }
         let metrics = &self.published.metrics;
         metrics.fsync_seconds.observe(begun.elapsed().as_secs_f64());
         #[allow(clippy::cast_precision_loss, reason = "a histogram needs no more")]
         metrics.fsync_bytes.observe(self.unsynced_bytes as f64);
         self.unsynced_bytes = 0;
+        self.unsynced_since = None;
+        self.must_sync = false;
         assert!(
             self.end.index >= self.synced.index,
             "synced up to {} and written up to {}",
@@ -334,12 +361,16 @@ impl Writer {
         Ok(())
     }
 
-    /// Syncs, publishes, and calls everyone who waited.
+    /// Writes what was encoded, syncs it unless that may wait, publishes it, and calls everyone who
+    /// waited for it.
     fn complete(&mut self) -> io::Result<()> {
-        self.sync()?;
-        if self.published.settle(self.epoch, self.synced, &self.begun) {
-            self.begun.clear();
+        if self.options.defer_syncs && !self.must_sync {
+            self.write_block()?;
+            self.active.segment.set_end_at(self.block_at);
+        } else {
+            self.sync()?;
         }
+        self.publish();
         if !self.waiting.is_empty() {
             let metrics = &self.published.metrics;
             #[allow(clippy::cast_precision_loss, reason = "a histogram needs no more")]
@@ -350,6 +381,51 @@ impl Writer {
             self.published.metrics.append_seconds.observe(took.as_secs_f64());
             waiting.tell(Ok(()));
         }
+        self.sync_deferred()
+    }
+
+    /// The same, and nothing is deferred.
+    fn complete_synced(&mut self) -> io::Result<()> {
+        self.sync()?;
+        self.complete()
+    }
+
+    /// Makes up for what was deferred, once that is much, or long ago.
+    fn sync_deferred(&mut self) -> io::Result<()> {
+        let is_long = self.unsynced_since.is_some_and(|at| at.elapsed() >= DEFERRED_MAX);
+        if self.unsynced_bytes < DEFERRED_BYTES_MAX && !is_long {
+            return Ok(());
+        }
+        self.sync()?;
+        self.publish();
+        Ok(())
+    }
+
+    /// Shows what is encoded and written as settled, and how far all is synced.
+    fn publish(&mut self) {
+        if self.published.settle(self.epoch, self.end, self.synced, &self.begun) {
+            self.begun.clear();
+        }
+    }
+
+    /// What was settled may be gone with a sync that failed: the next start must know. That disk
+    /// may not take even this.
+    fn fence_lost(&mut self) {
+        if !self.options.defer_syncs {
+            return;
+        }
+        self.local.fenced = true;
+        self.local.clean = false;
+        let written = write_local(&mut self.local_slots, &self.local);
+        if let Err(error) = written.and_then(|()| self.local_slots.sync()) {
+            tracing::error!(%error, "that entries may be lost could not be written down");
+        }
+    }
+
+    fn lift_fence(&mut self) -> io::Result<()> {
+        self.local.fenced = false;
+        self.write_mark(false)?;
+        self.published.view.lock().fenced = false;
         Ok(())
     }
 
@@ -488,8 +564,8 @@ impl Writer {
             incarnation: self.active.segment.header().incarnation,
             durable_end: self.synced.index,
             vote_sequence: self.vote_slots.sequence(),
-            boot_id: self.local.boot_id,
             clean,
+            ..self.local
         };
         let (slots, local) = (&mut self.local_slots, self.local);
         let closing = &self.closing;
@@ -524,6 +600,30 @@ fn header_and_payload_bytes(entry: &Entry) -> u64 {
 
 fn closed() -> io::Error {
     io::Error::other("the log is closed")
+}
+
+/// The log is closed, so nothing more is queued, and nobody may be left waiting.
+fn refuse_all(commands: &Receiver<Command>) {
+    while let Ok(command) = commands.try_recv() {
+        refuse(command, &closed());
+    }
+}
+
+/// Tells who waits what became of it; a failure is the writer's too.
+fn answer(done: oneshot::Sender<io::Result<()>>, result: io::Result<()>) -> io::Result<()> {
+    let failed = result.as_ref().err().map(copy_error);
+    if done.send(result).is_err() {
+        tracing::debug!("nobody waits for the sync any more");
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// What Raft and the gate decide by, so that a lost tail cannot take it back.
+fn never_deferred(kind: EntryKind) -> bool {
+    match kind {
+        EntryKind::Membership | EntryKind::Paired | EntryKind::Alone => true,
+        EntryKind::Blank | EntryKind::Batch => false,
+    }
 }
 
 /// Repeats an operation until the disk has space for it. Other errors pass.

@@ -42,8 +42,8 @@ fn golden_options() -> LogOptions {
 }
 
 /// Writes the log that the golden files hold, and drops its last entry.
-fn write(dir: &Path) {
-    let (log, _) = Log::open(dir, golden_options(), None).unwrap();
+fn write(dir: &Path, options: LogOptions) {
+    let (log, _) = Log::open(dir, options, None).unwrap();
     for entry in entries() {
         append_synced(&log, vec![entry]).unwrap();
     }
@@ -75,7 +75,7 @@ fn version_1_is_read() {
 #[test]
 fn version_1_is_what_is_written() {
     let dir = TempDir::new().unwrap();
-    write(dir.path());
+    write(dir.path(), golden_options());
     if std::env::var_os("DRUMLIN_BLESS").is_some() {
         for (name, bytes) in files(dir.path()) {
             let path = folder().join(name);
@@ -88,4 +88,21 @@ fn version_1_is_what_is_written() {
     for (name, bytes) in golden {
         assert!(written[&name] == bytes, "{name} differs from the golden file");
     }
+}
+
+/// Only the node-local file has a version of its own where syncs are deferred.
+#[test]
+fn version_2_of_the_local_file_is_what_is_written_and_read() {
+    let dir = TempDir::new().unwrap();
+    let options = LogOptions { defer_syncs: true, ..golden_options() };
+    write(dir.path(), options.clone());
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/log-2-local");
+    let written = std::fs::read(dir.path().join("local")).unwrap();
+    if std::env::var_os("DRUMLIN_BLESS").is_some() {
+        std::fs::write(&golden, &written).unwrap();
+    }
+    assert!(written == std::fs::read(golden).unwrap(), "it differs from the golden file");
+    let (log, report) = Log::open(dir.path(), options, None).unwrap();
+    assert!(report.clean && !report.fenced);
+    drop(log);
 }
