@@ -223,6 +223,8 @@ fn problems(facts: &Facts, standing: &GroupStanding) -> Vec<String> {
         let text = "alone: what is acknowledged has one copy (DEGRADED)";
         problems.push(format!("{text}{closing}"));
     }
+    problems.extend(flush_problem(standing));
+    problems.extend(fence_problem(standing));
     for member in &standing.members {
         let name = match member.node.role {
             Role::Data => member.node.name.clone(),
@@ -236,6 +238,33 @@ fn problems(facts: &Facts, standing: &GroupStanding) -> Vec<String> {
     problems
 }
 
+/// What an acknowledgement means must not depend on who leads.
+fn flush_problem(standing: &GroupStanding) -> Option<String> {
+    let data = standing.members.iter().filter(|member| member.node.role == Role::Data);
+    let said = data.filter_map(|member| Some((&member.node.name, member.said.as_ref()?)));
+    let (deferring, syncing): (Vec<_>, Vec<_>) = said.partition(|(_, said)| said.defers_syncs);
+    let names = |of: Vec<(&String, &StateResponse)>| {
+        of.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    let differs = !deferring.is_empty() && !syncing.is_empty();
+    differs.then(|| {
+        let (deferring, syncing) = (names(deferring), names(syncing));
+        format!("log.flush is async on {deferring} and sync on {syncing}: set it alike")
+    })
+}
+
+/// Nobody who could give the others what they lack is left.
+fn fence_problem(standing: &GroupStanding) -> Option<String> {
+    let mut voters =
+        standing.members.iter().filter(|member| member.votes && member.node.role == Role::Data);
+    let fenced = |member: &Standing| member.said.as_ref().is_some_and(|said| said.fenced);
+    (standing.leader.is_none() && voters.all(fenced)).then(|| {
+        "every data node may have lost acknowledged entries: decide which one goes on with \
+         `drumlin cluster elect --unsafe`"
+            .to_owned()
+    })
+}
+
 /// The worst that can be said of a member.
 fn member_problem(facts: &Facts, member: &Standing) -> Option<String> {
     if member.is_equal == Some(false) {
@@ -246,6 +275,13 @@ fn member_problem(facts: &Facts, member: &Standing) -> Option<String> {
     }
     let said = member.said.as_ref()?;
     match member.gone {
+        _ if said.fenced => {
+            return Some(
+                "may have lost acknowledged entries with its power: it neither votes nor leads \
+                 until a leader has given them to it"
+                    .into(),
+            );
+        }
         _ if said.disk_full => return Some("has a full disk".into()),
         Some(Gone::Lost) => {
             return Some("lost entries that it had answered and is seeded anew".into());
@@ -330,6 +366,31 @@ mod tests {
             [(Some(0), Some(0), Some(0)), (Some(2), Some(80), Some(10)), (Some(10), None, None)];
         assert_eq!(lags.collect::<Vec<_>>(), wanted);
         assert_eq!(standing.feature_level_max, 2);
+    }
+
+    #[test]
+    fn nodes_that_defer_their_syncs_and_others_are_told_apart() {
+        let now = Instant::now();
+        let mut facts = facts(now);
+        facts.peers.get_mut(&2).expect("there").state.defers_syncs = true;
+        let problems = judge(&facts, now).problems;
+        assert_eq!(problems, ["log.flush is async on a-1 and sync on a-0: set it alike"]);
+        facts.own.defers_syncs = true;
+        assert!(judge(&facts, now).problems.is_empty(), "the witness has no such setting");
+    }
+
+    #[test]
+    fn nodes_that_lost_their_power_are_problems_and_all_of_them_a_decision() {
+        let now = Instant::now();
+        let mut facts = facts(now);
+        facts.own.fenced = true;
+        let problems = judge(&facts, now).problems;
+        assert!(problems[0].starts_with("a-0 may have lost"), "{problems:?}");
+        assert_eq!(problems.len(), 1);
+        facts.peers.get_mut(&2).expect("there").state.fenced = true;
+        (facts.leader, facts.leads) = (None, false);
+        let problems = judge(&facts, now).problems;
+        assert!(problems.iter().any(|problem| problem.contains("elect --unsafe")), "{problems:?}");
     }
 
     #[test]

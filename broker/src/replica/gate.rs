@@ -228,7 +228,8 @@ impl Gate {
         self.judge(now);
     }
 
-    /// This node's log is synced up to `end`.
+    /// This node's log is synced up to `end`; written, where syncs are deferred: there the answers
+    /// of peers mean no more, and only gate entries are synced before they count.
     pub fn own_durable_end(&mut self, end: EntryIndex, now: Instant) {
         self.own_durable_end = end;
         self.judge(now);

@@ -156,7 +156,9 @@ pub(crate) struct Driving {
     pub(crate) gating: Gating,
     pub(crate) raft: Raft,
     pub(crate) facts: watch::Receiver<LogFacts>,
-    pub(crate) durable: watch::Receiver<DurableEnd>,
+    /// Of this node's log. Where syncs are deferred, so is the gate's own end; but gate entries
+    /// are always synced before they settle.
+    pub(crate) settled: watch::Receiver<DurableEnd>,
     pub(crate) peers: watch::Receiver<PeerStates>,
     pub(crate) stop: CancellationToken,
 }
@@ -222,7 +224,7 @@ impl Driving {
                 () = self.stop.cancelled() => return,
                 changed = metrics.changed() => if changed.is_err() { return },
                 changed = self.facts.changed() => if changed.is_err() { return },
-                changed = self.durable.changed() => if changed.is_err() { return },
+                changed = self.settled.changed() => if changed.is_err() { return },
                 Ok(()) = self.peers.changed() => {}
                 () = self.gating.shared.told.notified() => {}
                 () = sleep => {}
@@ -242,7 +244,7 @@ impl Driving {
     /// Tells the gate where everything stands, and asks it.
     fn decide(&mut self, part: &Part) -> (Mode, Decision) {
         let facts = *self.facts.borrow_and_update();
-        let durable_end = self.durable.borrow_and_update().index;
+        let settled_end = self.settled.borrow_and_update().index;
         let peers = self.peers.borrow_and_update().clone();
         let decision = self.gating.change(|inner, now| {
             let gate = &mut inner.gate;
@@ -259,7 +261,7 @@ impl Driving {
             }
             gate.set_mode(facts.mode, now);
             gate.own_end(facts.end, now);
-            gate.own_durable_end(durable_end, now);
+            gate.own_durable_end(settled_end, now);
             for (id, peer) in peers.iter().filter(|(_, peer)| peer.fresh) {
                 gate.peer_stopping(*id, peer.state.stopping, now);
                 gate.peer_disk_full(*id, peer.state.disk_full, now);

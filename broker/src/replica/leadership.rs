@@ -93,7 +93,7 @@ impl Leadership {
             looks.tick().await;
             let now = Instant::now();
             let appended_end = replica.appended_end();
-            stall.sample(now, appended_end, replica.log().durable_end().borrow().index);
+            stall.sample(now, appended_end, replica.log().settled_end().borrow().index);
             let status: RaftStatus = *status.borrow();
             if status.leader != Some(me) || replica.other_data_voters().is_empty() {
                 steady_since = None;
@@ -169,7 +169,8 @@ impl Replica {
             .peers()
             .borrow()
             .get(&id)
-            .is_some_and(|peer| peer.fresh && !peer.state.stopping && !peer.state.disk_full);
+            .filter(|peer| peer.fresh && !peer.state.fenced)
+            .is_some_and(|peer| !peer.state.stopping && !peer.state.disk_full);
         let matched_end = {
             let metrics = self.shared.raft.metrics();
             let metrics = metrics.borrow_watched();

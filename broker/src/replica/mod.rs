@@ -40,6 +40,7 @@ pub mod witness;
 mod checkpointing;
 mod clock_source;
 mod digests;
+mod fence;
 mod gating;
 mod log_store;
 mod network;
@@ -60,6 +61,7 @@ mod wire;
 use checkpointing::Checkpoints;
 use clock_source::ClockSource;
 use digests::Digests;
+use fence::Fence;
 use gate::GateView;
 pub(crate) use log_store::committed_hint;
 use membership::BrokerNode;
@@ -140,7 +142,7 @@ pub struct RaftStatus {
     pub serving: bool,
 }
 
-/// How far consumers may read: `min(applied, durable_end)`.
+/// How far consumers may read: `min(applied, settled_end)`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ReadableEnd {
     /// Exclusive.
@@ -174,6 +176,7 @@ struct Shared {
     clock_jump_ms: watch::Receiver<u64>,
     /// Told when a stream of the leader broke.
     broken: Arc<Notify>,
+    fence: Fence,
     seeding: Arc<Seeding>,
     gate: watch::Receiver<GateView>,
     peers: watch::Receiver<PeerStates>,
@@ -466,6 +469,7 @@ impl Replica {
         let seeding = Arc::clone(&self.shared.seeding);
         parts.seeding.get_or_insert(seeding);
         parts.broken = Arc::clone(&self.shared.broken);
+        parts.fence = self.shared.fence.clone();
         Arc::new(RaftMember::new(self.shared.raft.clone(), parts))
     }
 }

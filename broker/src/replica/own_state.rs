@@ -119,6 +119,8 @@ impl Replica {
             listeners: own.listeners.get().cloned().unwrap_or_default(),
             release: env!("CARGO_PKG_VERSION").to_owned(),
             wall_ms: wall_ms(),
+            defers_syncs: self.shared.log.defers_syncs(),
+            fenced: self.shared.fence.is_closed(),
         }
     }
 }

@@ -26,9 +26,13 @@ pub(crate) struct AppliedEnd {
 }
 
 impl AppliedEnd {
+    /// Exclusive.
+    pub(crate) fn end_index(self) -> EntryIndex {
+        self.id.map_or(EntryIndex::ZERO, |id| id.index.next())
+    }
+
     fn readable(self) -> ReadableEnd {
-        let index = self.id.map_or(EntryIndex::ZERO, |id| id.index.next());
-        ReadableEnd { index, position: self.position }
+        ReadableEnd { index: self.end_index(), position: self.position }
     }
 }
 
@@ -37,7 +41,7 @@ impl AppliedEnd {
 pub(crate) struct Published {
     pub(crate) applying: RwLock<Applying>,
     applied: watch::Sender<AppliedEnd>,
-    durable: watch::Receiver<DurableEnd>,
+    settled: watch::Receiver<DurableEnd>,
     readable: watch::Sender<ReadableEnd>,
     catalog_version: watch::Sender<u64>,
     feature_level: AtomicU32,
@@ -57,14 +61,14 @@ impl Published {
     pub(crate) fn new(
         applying: Applying,
         applied: AppliedEnd,
-        durable: watch::Receiver<DurableEnd>,
+        settled: watch::Receiver<DurableEnd>,
     ) -> Self {
         let feature_level = AtomicU32::new(applying.state.feature_level());
         let published = Self {
             feature_level,
             applying: RwLock::new(applying),
             applied: watch::Sender::new(applied),
-            durable,
+            settled,
             readable: watch::Sender::new(ReadableEnd::default()),
             catalog_version: watch::Sender::new(0),
             waking: Mutex::default(),
@@ -104,12 +108,12 @@ impl Published {
         self.publish();
     }
 
-    /// Moves the readable end to where both apply and sync have come, and wakes who waits there.
+    /// Moves the readable end to where both apply and the log have come, and wakes who waits there.
     pub(crate) fn publish(&self) {
-        let durable = *self.durable.borrow();
-        let durable = ReadableEnd { index: durable.index, position: durable.position };
+        let settled = *self.settled.borrow();
+        let settled = ReadableEnd { index: settled.index, position: settled.position };
         let applied = self.applied.borrow().readable();
-        let end = if injected(Fault::AckBeforeSync) { applied } else { durable.min(applied) };
+        let end = if injected(Fault::AckBeforeSync) { applied } else { settled.min(applied) };
         self.readable.send_if_modified(|readable| {
             let rises = end > *readable;
             if rises {
@@ -135,10 +139,10 @@ impl Published {
         }
     }
 
-    /// Publishes whenever the log has synced.
-    pub(crate) async fn follow_durable(self: Arc<Self>, stop: CancellationToken) {
-        let mut durable = self.durable.clone();
-        while let Some(Ok(())) = stop.run_until_cancelled(durable.changed()).await {
+    /// Publishes whenever the log has settled more.
+    pub(crate) async fn follow_settled(self: Arc<Self>, stop: CancellationToken) {
+        let mut settled = self.settled.clone();
+        while let Some(Ok(())) = stop.run_until_cancelled(settled.changed()).await {
             self.publish();
         }
     }
@@ -169,8 +173,8 @@ mod tests {
         let applying = Applying { state, index: Index::default() };
         let (index, position) = (EntryIndex::ZERO, LogOffset::ZERO);
         let end = DurableEnd { incarnation: 0, index, position };
-        let (_log, durable) = watch::channel(end);
-        let published = Published::new(applying, AppliedEnd::default(), durable);
+        let (_log, settled) = watch::channel(end);
+        let published = Published::new(applying, AppliedEnd::default(), settled);
         let held: Vec<_> = (0..100).map(|topic| published.waiters(TopicId::new(topic))).collect();
         for topic in 100..10_000 {
             published.waiters(TopicId::new(topic));

@@ -170,9 +170,9 @@ impl Seeding {
         Ok(SeedResponse { result: Some(SeedResult::Pulling(Pulling { done_bytes, all_bytes })) })
     }
 
-    /// Whether the log durably holds this entry of the leader's.
+    /// Whether this node keeps this entry of the leader's.
     fn covers(&self, last: EntryId) -> io::Result<bool> {
-        if self.giving.log.durable_end().borrow().index <= last.index {
+        if self.giving.log.settled_end().borrow().index <= last.index {
             return Ok(false);
         }
         let purged = self.giving.log.purged().is_some_and(|purged| purged.index > last.index);

@@ -18,6 +18,7 @@ use super::checkpoint::Opened;
 use super::checkpointing;
 use super::clock_source::ClockSource;
 use super::digests::{Digesting, Digests, Samples};
+use super::fence::{self, Fence, Fencing};
 use super::gate::Patience;
 use super::gating::{Driving, Gating};
 use super::leadership::Leadership;
@@ -156,12 +157,12 @@ pub async fn start(
     let restoring = move || restore(opened, open_log, &broker_group);
     let restored = tokio::task::spawn_blocking(restoring).await.map_err(io::Error::other)??;
     let Restored { log, applying, newest, checkpointer } = restored;
-    let durable = log.durable_end();
+    let fence = Fence::of(&log);
     let applied = AppliedEnd { id: applying.state.applied(), position: applying.state.end() };
     let trimmed = applying.state.trimmed();
     let said_gate = applying.state.applied().map(|at| (at, applying.state.gate()));
     let membership = newest.as_ref().map(|newest| newest.membership.clone()).unwrap_or_default();
-    let published = Arc::new(Published::new(applying, applied, durable));
+    let published = Arc::new(Published::new(applying, applied, log.settled_end()));
     let (ended_sender, ended) = watch::channel(None);
     let (handle, checkpoints, checkpointing) = checkpointing::start(
         newest,
@@ -229,7 +230,7 @@ pub async fn start(
         gating: gating.clone(),
         raft: raft.clone(),
         facts,
-        durable: log.durable_end(),
+        settled: log.settled_end(),
         peers: peers.clone(),
         stop: stop.child_token(),
     };
@@ -247,6 +248,7 @@ pub async fn start(
     let succession = Succession {
         raft: raft.clone(),
         links: links.clone(),
+        fence: fence.clone(),
         broken: Arc::clone(&broken),
         stop: stop.child_token(),
     };
@@ -264,11 +266,21 @@ pub async fn start(
             log.closed(),
             stop.clone(),
         )),
-        tokio::spawn(Arc::clone(&published).follow_durable(stop.child_token())),
+        tokio::spawn(Arc::clone(&published).follow_settled(stop.child_token())),
         tokio::spawn(trimming.run()),
         tokio::spawn(Arc::clone(&seeding).run(ended_sender.clone(), stop.child_token())),
     ];
-    let alone = begin(&raft, &options).await?;
+    let alone = begin(&raft, &options, &fence, &log).await?;
+    let fencing = Fencing {
+        fence: fence.clone(),
+        log: log.clone(),
+        raft: raft.clone(),
+        status: status.clone(),
+        peers: peers.clone(),
+        applied: published.applied(),
+        stop: stop.child_token(),
+    };
+    following.push(tokio::spawn(fencing.run()));
     if let Some(plan) = options.plan.clone() {
         let (raft, identity) = (raft.clone(), options.identity.clone());
         let stop = stop.child_token();
@@ -292,6 +304,7 @@ pub async fn start(
         clock_jump_ms,
         ended: ended_sender,
         broken,
+        fence,
         seeding,
         gate: gating.view(),
         peers,
@@ -336,7 +349,8 @@ async fn open_raft(
     machine: StateMachine,
     giving: Arc<Giving>,
 ) -> Result<OpenRaft, StartError> {
-    let config = raft_config(options).validate().map_err(|e| StartError::Raft(e.to_string()))?;
+    let config = openraft::Config { enable_elect: !log.is_fenced(), ..raft_config(options) };
+    let config = config.validate().map_err(|e| StartError::Raft(e.to_string()))?;
     let store = LogStore::new(log.clone(), &options.hint_path, said_gate)?;
     let facts = store.facts();
     let gating = Gating::new(Patience {
@@ -379,14 +393,18 @@ fn raft_config(options: &Options) -> openraft::Config {
         enable_leader_restore: Some(injected(Fault::LeaderRestored)),
         removed_leader_step_down: StepDownPolicy::After(1000),
         allow_log_reversion: None,
-        enable_elect: true,
         ..openraft::Config::default()
     }
 }
 
 /// Makes a group of an empty log that nobody has planned more for. A lone voter does not wait for an
-/// election timeout. Whether this node is one.
-async fn begin(raft: &Raft, options: &Options) -> Result<bool, StartError> {
+/// election timeout, nor for others who had more than it has. Whether this node is one.
+async fn begin(
+    raft: &Raft,
+    options: &Options,
+    fence: &Fence,
+    log: &Log,
+) -> Result<bool, StartError> {
     let failed = |reason: String| StartError::Raft(reason);
     let node_id = options.identity.node_id;
     if !raft.is_initialized().await.map_err(|e| failed(e.to_string()))? {
@@ -405,6 +423,10 @@ async fn begin(raft: &Raft, options: &Options) -> Result<bool, StartError> {
     }
     let alone = raft.voter_ids().eq([node_id]);
     if alone {
+        if fence.is_closed() {
+            tracing::warn!("the power went before deferred syncs were made up for");
+            fence::lift(fence, log, raft).await?;
+        }
         raft.trigger().elect(false).await.map_err(|e| failed(e.to_string()))?;
     }
     Ok(alone)

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::fence::Fence;
 use super::membership::{BrokerNode, Role};
 use super::network::Links;
 use super::raft_types::Raft;
@@ -26,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub(crate) struct Succession {
     pub(crate) raft: Raft,
     pub(crate) links: Links,
+    /// While closed, nobody is succeeded.
+    pub(crate) fence: Fence,
     /// Told when a stream of the leader broke.
     pub(crate) broken: Arc<Notify>,
     pub(crate) stop: CancellationToken,
@@ -43,7 +46,8 @@ impl Succession {
 
     async fn succeed(&self) {
         let until = Instant::now() + PATIENCE;
-        while let Some((leader, node)) = self.predecessor()
+        while !self.fence.is_closed()
+            && let Some((leader, node)) = self.predecessor()
             && Instant::now() < until
             && self.links.is_gone(&node).await
         {

@@ -33,6 +33,7 @@ use crate::replica::log_store::LogStore;
 use crate::replica::log_store::tests::Recorder;
 use crate::replica::peer_service::raft_member::{MemberParts, RaftMember, StateProvider};
 use crate::replica::peer_service::{Host, Member, PeerService, listener};
+use crate::replica::peers::PeerStates;
 use crate::replica::start::{self, Options, Running};
 use crate::replica::state::Limits;
 use crate::replica::{Applied, Item, ProposeError, Replica};
@@ -213,6 +214,10 @@ impl Group {
     }
 
     async fn start(&self, number: usize) -> DataNode {
+        self.start_on(number, log_options()).await
+    }
+
+    async fn start_on(&self, number: usize, log_options: LogOptions) -> DataNode {
         let identity = Identity {
             cluster: "c".into(),
             broker_group: BrokerGroupName::parse("a").unwrap(),
@@ -258,7 +263,7 @@ impl Group {
         let opened =
             Checkpointer::open(Arc::new(RealDisk), &checkpoints, &index, GROUP_UUID).unwrap();
         let log_dir = self.path(number, "log");
-        let open_log = move |mark| Log::open(&log_dir, log_options(), mark).map(|(log, _)| log);
+        let open_log = move |mark| Log::open(&log_dir, log_options, mark).map(|(log, _)| log);
         let (replica, running) = start::start(options, opened, open_log).await.unwrap();
         let serving = self.serve(number, replica.member()).await;
         DataNode { replica, running, serving }
@@ -563,6 +568,63 @@ async fn follower_whose_log_went_back_is_replicated_to_again() {
     for node in nodes {
         node.kill().await;
     }
+}
+
+/// Its tail may be lost: with its vote, or its lead, so might what it had answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn node_that_lost_its_power_gives_no_vote_before_it_is_whole_again() {
+    let deferring = |boot| {
+        let boot_id = Uuid::from_u128(boot);
+        LogOptions { defer_syncs: true, boot_id, ..log_options() }
+    };
+    let group = Group::new(2, true).await;
+    let _witness = group.start_witness().await;
+    let mut nodes =
+        vec![group.start_on(0, deferring(1)).await, group.start_on(1, deferring(1)).await];
+    let leads = leader(&nodes).await;
+    let lost = 1 - leads;
+    create_topic(&nodes[leads]).await;
+    send(&nodes[leads], 10).await;
+    nodes[lost].until_readable(1).await;
+    nodes[leads].until_mode(is_paired).await;
+    let (home, old) = (group.dir.path().join(lost.to_string()), group.dir.path().join("old"));
+    // As it is while it runs: not closed.
+    copy_dir(&home, &old);
+    for _ in 0..5 {
+        send(&nodes[leads], 10).await;
+    }
+    nodes[lost].until_readable(6).await;
+    nodes.remove(lost).kill().await;
+    nodes.remove(0).kill().await;
+    std::fs::remove_dir_all(&home).unwrap();
+    copy_dir(&old, &home);
+
+    let back = group.start_on(lost, deferring(2)).await;
+    assert!(back.replica.own_state().fenced);
+    let vote = proto::PeerVote { term: 100, node: leads as u64 + 1, committed: false };
+    let last = Some(proto::PeerEntryId { term: 99, index: 1_000 });
+    let request = proto::VoteRequest { vote: Some(vote), last, leadership_transfer: false };
+    let member = back.replica.member();
+    assert_eq!(member.pre_vote(request.clone()).await.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(member.vote(request).await.unwrap_err().code(), Code::Unavailable);
+    let to = lost as u64 + 1;
+    let lead = proto::TransferLeadershipRequest { to, ..Default::default() };
+    assert_eq!(member.transfer_leadership(lead).await.unwrap_err().code(), Code::Unavailable);
+
+    // The witness alone is enough for the other one to lead, which then has it all.
+    let kept = group.start_on(leads, deferring(1)).await;
+    back.until_readable(6).await;
+    within("it votes again", async {
+        let mut peers = kept.replica.peers();
+        let whole = |peers: &PeerStates| peers.get(&to).is_some_and(|peer| !peer.state.fenced);
+        peers.wait_for(whole).await.unwrap();
+    })
+    .await;
+    kept.until_mode(is_paired).await;
+    kept.kill().await;
+    back.until_serving().await;
+    back.until_readable(6).await;
+    back.kill().await;
 }
 
 #[tokio::test]

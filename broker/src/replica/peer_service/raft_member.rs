@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use drumlin_proto::native as proto;
 use futures::StreamExt;
@@ -15,6 +14,7 @@ use tonic::{Status, Streaming};
 
 use super::{Member, MemberIdentity, Responses};
 use crate::position::EntryId;
+use crate::replica::fence::Fence;
 use crate::replica::membership::Role;
 use crate::replica::raft_types::TypeConfig;
 use crate::replica::state_machine::Manifest;
@@ -53,16 +53,16 @@ pub(crate) struct MemberParts {
     pub(crate) seeding: Option<Arc<dyn Seeding>>,
     /// Told what a witness may forget.
     pub(crate) trim_upto: Option<watch::Sender<Option<EntryId>>>,
-    /// While set, votes are refused: this node's log may be shorter than what it had answered.
-    pub(crate) votes_refused: Arc<AtomicBool>,
+    /// While closed, this member does not vote and takes no lead.
+    pub(crate) fence: Fence,
     /// Told when a caller's stream of appends broke.
     pub(crate) broken: Arc<Notify>,
 }
 
 impl MemberParts {
     pub(crate) fn new(identity: MemberIdentity, role: Role, state: StateProvider) -> Self {
-        let (votes_refused, broken) = (Arc::default(), Arc::default());
-        Self { identity, role, state, seeding: None, trim_upto: None, votes_refused, broken }
+        let (fence, broken) = (Fence::default(), Arc::default());
+        Self { identity, role, state, seeding: None, trim_upto: None, fence, broken }
     }
 }
 
@@ -104,10 +104,7 @@ impl<SM: RaftStateMachine<TypeConfig, SnapshotData = Manifest>> RaftMember<SM> {
     /// Whether a candidate may be voted for: a witness may not, and nobody while this node's own
     /// log is in doubt.
     fn check_candidate(&self, request: &proto::VoteRequest) -> Result<(), Status> {
-        if self.parts.votes_refused.load(Ordering::Acquire) {
-            let reason = "this member may have lost entries it had answered; it does not vote yet";
-            return Err(Status::unavailable(reason));
-        }
+        self.check_fence()?;
         let Some(vote) = request.vote else { return Ok(()) };
         let metrics = self.raft.metrics();
         let role = {
@@ -119,6 +116,14 @@ impl<SM: RaftStateMachine<TypeConfig, SnapshotData = Manifest>> RaftMember<SM> {
             return Err(Status::failed_precondition("a witness may not lead"));
         }
         Ok(())
+    }
+
+    fn check_fence(&self) -> Result<(), Status> {
+        if !self.parts.fence.is_closed() {
+            return Ok(());
+        }
+        let reason = "this member may have lost entries it had answered; it does not vote yet";
+        Err(Status::unavailable(reason))
     }
 
     fn seeding(&self) -> Result<&Arc<dyn Seeding>, Status> {
@@ -214,6 +219,9 @@ impl<SM: RaftStateMachine<TypeConfig, SnapshotData = Manifest>> Member for RaftM
     ) -> Result<proto::TransferLeadershipResponse, Status> {
         if self.parts.role == Role::Witness && request.to == self.parts.identity.node_id {
             return Err(Status::failed_precondition("a witness may not lead"));
+        }
+        if request.to == self.parts.identity.node_id {
+            self.check_fence()?;
         }
         let request = wire::transfer_from_wire(request).map_err(invalid)?;
         let taken = self.raft.handle_transfer_leader(request).await.map_err(fatal)?;
