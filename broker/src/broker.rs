@@ -18,7 +18,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use uuid::Uuid;
 
-use crate::config::{Config, ListenerConfig};
+use crate::config::{Config, Flush, ListenerConfig};
 use crate::copies;
 use crate::copies_since::CopiesSince;
 use crate::data_dir::{Bootstrap, Claim, DataDir, DataDirError, Found, Identity};
@@ -543,6 +543,7 @@ pub(crate) fn log_opener(
         segment_bytes: config.segment_bytes,
         prepared_bytes: config.prepared_bytes,
         quarantine_bytes_max: config.quarantine_bytes_max,
+        defer_syncs: config.flush == Flush::Async,
         metrics,
         ..LogOptions::new(data_dir.identity().log_uuid())
     };

@@ -133,8 +133,9 @@ section! {
         /// Space for entries that were cut off; the oldest go first.
         quarantine_bytes_max: Bytes = "1GiB", unit "B";
         /// sync: a message is acknowledged once it is on the disks. async: once it is written and
-        /// committed, and synced a little later: a power failure of all its nodes at once may lose
-        /// acknowledged messages. Only sync is supported yet.
+        /// committed, and synced within half a second: the loss of power of both data nodes, or of
+        /// one that stands alone, may lose acknowledged messages, and an operator must then decide
+        /// who leads. Alike on all data nodes of the broker group.
         flush: Flush = "sync";
         /// Log bytes between two checkpoints: what a start has to replay at most.
         checkpoint_bytes: Bytes = "256MiB", unit "B", min "1MiB", max "64GiB";
@@ -251,9 +252,6 @@ impl BrokerKeys {
                 "is set, but listeners.internal.bind is off".into(),
             ),
             (None, None) => {}
-        }
-        if self.log.flush == Flush::Async {
-            reader.fault("log.flush", "async is not supported yet: every entry is synced".into());
         }
         self.check_replicas(reader);
         self.check_sizes(reader);

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+mod deferred;
 mod disks;
 mod gate;
 mod kills;

@@ -11,6 +11,8 @@ use crate::event::Recorder;
 use crate::link::{Link, Network};
 use crate::loop_disk::LoopDisk;
 
+use self::process::Machine;
+
 mod observe;
 mod process;
 
@@ -137,6 +139,7 @@ impl Cluster {
         for (number, group) in layout.groups.iter().enumerate() {
             cluster.add_group(group, number % layout.nameservers, layout)?;
         }
+        cluster.give_machines()?;
         Ok(cluster)
     }
 
@@ -227,10 +230,23 @@ impl Cluster {
             log_path,
             binary: layout.binary.clone(),
             environment: layout.environment.clone(),
+            machine: None,
             child: None,
             paused: false,
         };
         self.nodes.insert(name, process);
+    }
+
+    /// A node that can lose its power knows when it has.
+    fn give_machines(&mut self) -> Result<()> {
+        for name in self.disks.keys() {
+            let mut machine = Machine::new(self.folder.path.join("data").join(name).join("boot"))?;
+            let others = self.disks.iter().filter(|(other, _)| *other != name);
+            machine.foreign = others.map(|(_, disk)| disk.path().to_owned()).collect();
+            let node = self.nodes.get_mut(name).context("a disk without a node")?;
+            node.machine = Some(machine);
+        }
+        Ok(())
     }
 
     fn link(&mut self, from: &str, to: &str, purpose: Purpose, target: &str) -> Result<String> {
@@ -358,10 +374,16 @@ impl Cluster {
         self.kill(name)
     }
 
-    /// Mounts what the disk still has.
+    /// Mounts what the disk still has; its process will see that the machine was started anew.
     pub fn restore_power(&mut self, name: &str) -> Result<()> {
         let disk = self.disks.get_mut(name).with_context(|| format!("{name} has no disk"))?;
-        disk.remount()
+        disk.remount()?;
+        self.node(name)?.machine.as_ref().map_or(Ok(()), Machine::boot)
+    }
+
+    /// Forgets all that a stopped node has.
+    pub fn empty(&mut self, name: &str) -> Result<()> {
+        Ok(std::fs::remove_dir_all(&self.node(name)?.data_dir)?)
     }
 
     /// Who dials whom for what.

@@ -97,8 +97,20 @@ fn print_distribution(times: &mut [Duration]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_that_died_whole_comes_back_whole() -> Result<()> {
     let cycles = cycles(1);
+    die_whole("kills of all", &Layout::one_group(), cycles).await
+}
+
+/// What is written stays when processes die, synced or not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_defers_syncs_and_died_whole_comes_back_whole() -> Result<()> {
+    let cycles = cycles(1);
+    die_whole("kills of all, syncs deferred", &Layout::one_group().set("log.flush=async"), cycles)
+        .await
+}
+
+async fn die_whole(name: &str, layout: &Layout, cycles: usize) -> Result<()> {
     within(limit(cycles), async {
-        let mut run = Run::start("kills of all", &Layout::one_group()).await?;
+        let mut run = Run::start(name, layout).await?;
         for _ in 0..cycles {
             for name in run.cluster.names() {
                 run.cluster.kill(&name)?;

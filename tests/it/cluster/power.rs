@@ -7,7 +7,7 @@ use drumlin_tests::run::{Run, cycles, within};
 
 use super::{GOES_ON_WITHIN, IN_FAULT, limit};
 
-const DISK_MEBIBYTES: u64 = 512;
+pub(super) const DISK_MEBIBYTES: u64 = 512;
 const GROUP: &str = "broker-a";
 
 /// Says so where there are no loop devices.
@@ -25,10 +25,23 @@ async fn power_lost_on_one_data_node_loses_nothing() -> Result<()> {
     if skipped("power_lost_on_one_data_node_loses_nothing")? {
         return Ok(());
     }
-    let cycles = cycles(8);
+    let layout = Layout::one_group().on_disks(DISK_MEBIBYTES);
+    lose_power_by_turns("power loss", &layout, cycles(8)).await
+}
+
+/// The other node has it, and keeps the one that may lack it from voting until it has it too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn power_lost_on_one_data_node_loses_nothing_where_syncs_are_deferred() -> Result<()> {
+    if skipped("power_lost_on_one_data_node_loses_nothing_where_syncs_are_deferred")? {
+        return Ok(());
+    }
+    let layout = Layout::one_group().on_disks(DISK_MEBIBYTES).set("log.flush=async");
+    lose_power_by_turns("power loss, syncs deferred", &layout, cycles(4)).await
+}
+
+async fn lose_power_by_turns(name: &str, layout: &Layout, cycles: usize) -> Result<()> {
     within(limit(cycles), async {
-        let layout = Layout::one_group().on_disks(DISK_MEBIBYTES);
-        let mut run = Run::start("power loss", &layout).await?;
+        let mut run = Run::start(name, layout).await?;
         for cycle in 0..cycles {
             let victim = run.pick(&run.cluster.members(GROUP)).clone();
             run.cluster.cut_power(&victim)?;

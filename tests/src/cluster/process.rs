@@ -1,7 +1,7 @@
 //! One process of a cluster: how it is started, stopped, paused and killed.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -41,6 +41,46 @@ fn free_port() -> Result<String> {
     bail!("no port is free")
 }
 
+/// What tells a process on which boot of the machine it runs, so that a loss of power can be one for
+/// it: a boot id of its own, in a mount namespace of its own.
+#[derive(Debug)]
+pub(super) struct Machine {
+    boot_id: PathBuf,
+    /// Disks of others, which would stay mounted for as long as it runs.
+    pub(super) foreign: Vec<PathBuf>,
+}
+
+/// Binds its own name over the kernel's file, lets go of the mounts in `$1`, and becomes the rest.
+const ON_ITS_MACHINE: &str = "set -e
+mount --bind \"$0\" /proc/sys/kernel/random/boot_id
+for foreign in $1; do umount \"$foreign\"; done
+shift
+exec \"$@\"";
+
+impl Machine {
+    pub(super) fn new(boot_id: PathBuf) -> Result<Self> {
+        let machine = Self { boot_id, foreign: Vec::new() };
+        machine.boot()?;
+        Ok(machine)
+    }
+
+    /// From its next start on the process is on another boot.
+    pub(super) fn boot(&self) -> Result<()> {
+        let (high, low) = (fastrand::u64(..), fastrand::u64(..));
+        let hex = format!("{high:016x}{low:016x}");
+        let parts = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
+        Ok(std::fs::write(&self.boot_id, parts.join("-"))?)
+    }
+
+    fn command(&self, binary: &Path) -> Command {
+        let foreign: Vec<_> = self.foreign.iter().map(|path| path.to_string_lossy()).collect();
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", ON_ITS_MACHINE]);
+        command.arg(&self.boot_id).arg(foreign.join(" ")).arg(binary);
+        command
+    }
+}
+
 #[derive(Debug)]
 pub struct Process {
     pub name: String,
@@ -53,6 +93,7 @@ pub struct Process {
     pub log_path: PathBuf,
     pub(super) binary: PathBuf,
     pub(super) environment: Vec<(String, String)>,
+    pub(super) machine: Option<Machine>,
     pub(super) child: Option<Child>,
     pub(super) paused: bool,
 }
@@ -61,7 +102,10 @@ impl Process {
     pub(super) fn start(&mut self) -> Result<()> {
         self.kill_if_alive()?;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log_path)?;
-        let mut command = Command::new(&self.binary);
+        let mut command = match &self.machine {
+            Some(machine) => machine.command(&self.binary),
+            None => Command::new(&self.binary),
+        };
         command
             .arg(self.role)
             .args(["--log-format", "text"])
