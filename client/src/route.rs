@@ -1,6 +1,6 @@
 //! Routes as they are pushed: which broker leads which queues of a topic.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -112,6 +112,8 @@ pub(crate) struct Routes {
     wanted: watch::Sender<BTreeSet<String>>,
     /// Whom each watch asks now.
     asked: Arc<Mutex<[Option<Address>; WATCHES]>>,
+    /// The watch that is believed when it says that a topic does not exist.
+    teller: watch::Sender<Option<usize>>,
 }
 
 impl Routes {
@@ -121,6 +123,7 @@ impl Routes {
             version: watch::Sender::new(0),
             wanted: watch::Sender::new(BTreeSet::new()),
             asked: Arc::default(),
+            teller: watch::Sender::new(None),
         }
     }
 
@@ -245,10 +248,11 @@ impl Routes {
                     .max_decoding_message_size(crate::connection::GRPC_BYTES_MAX);
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    error = self.watch(client, number == 0, &mut backoff) => {
+                    error = self.watch(client, number, &mut backoff) => {
                         tracing::debug!(%endpoint, %error, "route watch ended");
                     }
                 }
+                self.falls_silent(number);
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -257,16 +261,36 @@ impl Routes {
         }
     }
 
-    /// Ends with the stream, and says why. That a topic does not exist is taken from one source only:
-    /// the others may not have heard of it yet.
+    /// Whether a watch that was answered is the one to believe that a topic does not exist: the others
+    /// may not have heard of it yet. It is the first, until it falls silent.
+    fn tells_absence(&self, number: usize) -> bool {
+        self.teller.send_if_modified(|teller| {
+            let free = teller.is_none();
+            if free {
+                *teller = Some(number);
+            }
+            free
+        });
+        *self.teller.borrow() == Some(number)
+    }
+
+    fn falls_silent(&self, number: usize) {
+        let mine = |teller: &mut Option<usize>| teller.take_if(|at| *at == number).is_some();
+        self.teller.send_if_modified(mine);
+    }
+
+    /// Ends with the stream, and says why.
     async fn watch(
         &self,
         mut client: RoutesClient<tonic::transport::Channel>,
-        tells_absence: bool,
+        number: usize,
         backoff: &mut Backoff,
     ) -> String {
         let (requests, outbound) = mpsc::channel(4);
         let mut wanted = self.wanted.subscribe();
+        let mut teller = self.teller.subscribe();
+        // What this one would tell if it were believed.
+        let mut absent: BTreeMap<String, native::TopicRoute> = BTreeMap::new();
         let request = |topics: &BTreeSet<String>| WatchRoutesRequest {
             topics: topics.iter().cloned().collect(),
         };
@@ -289,6 +313,11 @@ impl Routes {
                         return "the request stream closed".into();
                     }
                 }
+                changed = teller.changed() => {
+                    if changed.is_ok() && !absent.is_empty() && self.tells_absence(number) {
+                        self.apply(absent.values().cloned().collect());
+                    }
+                }
                 message = pushed.message() => match message {
                     Ok(Some(response)) => {
                         if let Some(error) = Error::of_native(response.status.as_ref()) {
@@ -296,7 +325,14 @@ impl Routes {
                         }
                         backoff.reset();
                         let mut routes = response.routes;
-                        routes.retain(|route| route.exists || tells_absence);
+                        for route in &routes {
+                            match route.exists {
+                                true => absent.remove(&route.topic),
+                                false => absent.insert(route.topic.clone(), route.clone()),
+                            };
+                        }
+                        let believed = self.tells_absence(number);
+                        routes.retain(|route| route.exists || believed);
                         self.apply(routes);
                     }
                     Ok(None) => return "the stream ended".into(),
@@ -392,6 +428,20 @@ mod tests {
         assert_eq!(pick(0, 1, &given).as_deref(), Some("n:3"));
         assert_eq!(pick(1, 1, &given).as_deref(), Some("n:2"));
         assert_eq!(pick(0, 0, &given[1..2]), None, "the other one asks the only one");
+    }
+
+    #[test]
+    fn one_watch_at_a_time_is_believed_that_a_topic_does_not_exist() {
+        let routes = Routes::new();
+        assert!(routes.tells_absence(1), "whichever is answered first");
+        assert!(!routes.tells_absence(0));
+        routes.falls_silent(0);
+        assert!(routes.tells_absence(1));
+        let others = routes.teller.subscribe();
+        routes.falls_silent(1);
+        assert!(others.has_changed().unwrap(), "the other one is told");
+        assert!(routes.tells_absence(0));
+        assert!(!routes.tells_absence(1));
     }
 
     #[tokio::test]

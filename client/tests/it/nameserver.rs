@@ -58,6 +58,22 @@ async fn first_use_creates_a_topic() {
     within(consumer.ack(&received[0])).await.unwrap();
 }
 
+/// Whichever endpoint answers is believed that a topic does not exist yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn first_use_creates_a_topic_while_an_endpoint_is_dead() {
+    let cluster = Cluster::start().await;
+    let alive = cluster.nameserver.addresses()[0].to_string();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let dead = free.local_addr().expect("it is bound").to_string();
+    drop(free);
+    for (topic, endpoints) in [("t", [&dead, &alive]), ("u", [&alive, &dead])] {
+        let client = Client::builder().endpoints(endpoints).build().await.expect("one answers");
+        let builder = client.producer().send_timeout(Duration::from_secs(20));
+        let producer = builder.build().await.unwrap();
+        within(producer.send(Message::new(topic, "x"))).await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn producer_goes_on_after_its_broker_comes_back_elsewhere() {
     let mut cluster = Cluster::start().await;
