@@ -17,6 +17,9 @@ use drumlin_proto::native::{
     Status as NativeStatus, Topic, UpdateTopicRequest,
 };
 use drumlin_proto::record::{RecordFields, RunBuilder};
+use drumlin_proto::rocketmq as mq;
+use drumlin_proto::rocketmq::messaging_service_client::MessagingServiceClient;
+use drumlin_proto::rocketmq::receive_message_response::Content;
 use futures::{Stream, StreamExt, stream};
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
@@ -240,6 +243,46 @@ async fn definitions_are_made_by_the_catalog_group_wherever_they_are_asked_for()
     assert_eq!((topic.topic_id, shares(&topic)), (2, vec![("b", 2)]));
     assert_eq!(cluster.produce("b", "t", 0, None).await, Code::Ok);
     cluster.until_equal().await;
+    cluster.stop_all().await;
+}
+
+/// A poll of a broker group, as an official client sends it.
+fn poll(broker_group: &str, topic: &str, group: &str) -> tonic::Request<mq::ReceiveMessageRequest> {
+    let resource =
+        |name: &str| Some(mq::Resource { name: name.to_owned(), ..mq::Resource::default() });
+    let broker = Some(mq::Broker { name: broker_group.to_owned(), ..mq::Broker::default() });
+    let queue = mq::MessageQueue { topic: resource(topic), broker, ..Default::default() };
+    let mut poll = tonic::Request::new(mq::ReceiveMessageRequest {
+        group: resource(group),
+        message_queue: Some(queue),
+        batch_size: 32,
+        invisible_duration: Some(prost_types::Duration { seconds: 30, nanos: 0 }),
+        long_polling_timeout: Some(prost_types::Duration { seconds: 10, nanos: 0 }),
+        ..Default::default()
+    });
+    poll.metadata_mut().insert("x-mq-client-id", "me".parse().unwrap());
+    poll.set_timeout(Duration::from_secs(20));
+    poll
+}
+
+/// The group is defined by the catalog group, on the way of a call that went from there to here.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_poll_that_was_sent_on_creates_its_consumer_group() {
+    let cluster = Cluster::start(&["a", "b"]).await;
+    cluster.create("a", "t", &[]).await.unwrap();
+    for (at, owner, group) in [("a", "b", "first"), ("b", "a", "second")] {
+        assert_eq!(cluster.produce(owner, "t", 0, None).await, Code::Ok);
+        let mut client = MessagingServiceClient::new(cluster.channel(at));
+        let frames = client.receive_message(poll(owner, "t", group)).await.unwrap();
+        let frames: Vec<_> = frames.into_inner().collect().await;
+        let contents: Vec<_> =
+            frames.into_iter().filter_map(|frame| frame.unwrap().content).collect();
+        let messages = contents.iter().filter(|content| matches!(content, Content::Message(_)));
+        assert_eq!(messages.count(), 1, "of {owner}, asked at {at}: {contents:?}");
+    }
+    cluster.until_equal().await;
+    let catalog = cluster.context("b").replica.view().state.catalog().clone();
+    assert_eq!(catalog.groups().count(), 2);
     cluster.stop_all().await;
 }
 

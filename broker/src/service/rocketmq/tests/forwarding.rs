@@ -17,7 +17,8 @@ async fn pair() -> (Fixture, Fixture) {
     let group = BrokerGroupName::parse("broker-b").unwrap();
     let b = Fixture::start_with(|config| {
         config.broker_group = group.clone();
-        // Each defines what it is asked for: copies are not what this is about.
+        // Each defines what it is asked for: what copies have to do with it is tested with whole
+        // brokers (`broker/several_groups.rs`).
         config.catalog_group = group.clone();
         config.node = "broker-b-0".into();
     })
