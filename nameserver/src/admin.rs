@@ -11,7 +11,7 @@ use futures::future::join_all;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-use crate::forward::{Call, administration, forward};
+use crate::forward::{Call, IfLost, administration, forward};
 use crate::shared::Shared;
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -27,7 +27,7 @@ macro_rules! to_group {
         $self.shared.metrics.forwards(stringify!($rpc));
         let send =
             |channel: Channel, request| async move { administration(channel).$rpc(request).await };
-        forward(&$self.shared, $group, $call, $message, send)
+        forward(&$self.shared, $group, $call, $message, IfLost::Fail, send)
     }};
 }
 

@@ -1,7 +1,7 @@
 //! Client calls sent on to the broker group that owns what they are about.
 
 pub(crate) use drumlin_proto::forward::{
-    Call, Forwarder, MESSAGE_BYTES_MAX, administration, messaging,
+    Call, Forwarder, IfLost, MESSAGE_BYTES_MAX, administration, messaging,
 };
 use drumlin_proto::forward::{CarryError, INTERNAL_LISTENER, NO_DEADLINE_HOLD, carry};
 use drumlin_proto::native::Address;
@@ -17,6 +17,7 @@ pub(crate) async fn forward<T, R, F>(
     broker_group: &str,
     call: &Call,
     message: T,
+    if_lost: IfLost,
     send: impl Fn(Channel, Request<T>) -> F,
 ) -> Result<R, Status>
 where
@@ -27,7 +28,7 @@ where
     let find = |until| shared.directory.wait_for(until, look);
     let hold_until = call.hold_until(NO_DEADLINE_HOLD);
     let call = shared.clients.complete(call);
-    let carried = carry(&shared.forwarder, &call, message, hold_until, find, send).await;
+    let carried = carry(&shared.forwarder, &call, message, if_lost, hold_until, find, send).await;
     carried.map(Response::into_inner).map_err(|error| match error {
         CarryError::Failed(status) => status,
         CarryError::Nobody => {

@@ -11,7 +11,7 @@ use drumlin_proto::rocketmq::Code;
 use tonic::Status;
 
 use crate::config::RouteMode;
-use crate::forward::{Call, administration, forward};
+use crate::forward::{Call, IfLost, administration, forward};
 use crate::route_table::RouteTable;
 use crate::shared::Shared;
 
@@ -157,7 +157,8 @@ async fn ask_catalog(
     };
     let send =
         |channel, request| async move { administration(channel).create_topic(request).await };
-    let answer = forward(shared, &catalog, call, request, send).await;
+    // One that is there already is as good.
+    let answer = forward(shared, &catalog, call, request, IfLost::Repeat, send).await;
     let answer = answer.map_err(|status: Status| LookupError::Unavailable(status.to_string()))?;
     let status = answer.status.unwrap_or_default();
     let refused = |code| LookupError::NotCreated {

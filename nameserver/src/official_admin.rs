@@ -8,7 +8,7 @@ use drumlin_proto::rocketmq::admin_server::Admin;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-use crate::forward::{Call, MESSAGE_BYTES_MAX, any_group, forward};
+use crate::forward::{Call, IfLost, MESSAGE_BYTES_MAX, any_group, forward};
 use crate::shared::Shared;
 
 #[derive(Debug, Clone)]
@@ -31,7 +31,7 @@ macro_rules! forwarded {
                     let client = AdminClient::new(channel);
                     client.max_decoding_message_size(MESSAGE_BYTES_MAX).$rpc(request).await
                 };
-                forward(&self.shared, &group, &call, message, send).await.map(Response::new)
+                forward(&self.shared, &group, &call, message, IfLost::Fail, send).await.map(Response::new)
             })*
         }
     };

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use drumlin_proto::forward::acks;
+use drumlin_proto::forward::{acks, polls};
 use drumlin_proto::ids::{GroupName, TopicName};
 use drumlin_proto::native::Topic;
 use drumlin_proto::rocketmq::messaging_service_server::MessagingService;
@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::forward::{Call, any_group, forward, messaging};
+use crate::forward::{Call, IfLost, any_group, forward, messaging};
 use crate::lookup::{ListenerAddress, LookupError, find};
 use crate::shared::Shared;
 use crate::telemetry;
@@ -53,7 +53,7 @@ macro_rules! to_group {
         $self.shared.metrics.forwards(stringify!($rpc));
         let send =
             |channel: Channel, request| async move { messaging(channel).$rpc(request).await };
-        forward(&$self.shared, $group, $call, $message, send)
+        forward(&$self.shared, $group, $call, $message, IfLost::Repeat, send)
     }};
 }
 
@@ -316,8 +316,23 @@ impl MessagingService for AccessPoint {
             let frames = futures::stream::iter([frame(fault), frame(ends)]);
             return Ok(Response::new(Box::pin(frames)));
         }
-        let frames = to_group!(self, receive_message, &group, &call, receive).await?;
+        let first = to_group!(self, receive_message, &group, &call, receive.clone()).await?;
         let stop = self.shared.stop.clone().cancelled_owned();
+        let again = {
+            let point = self.clone();
+            move || {
+                let (point, group) = (point.clone(), group.clone());
+                let (call, receive) = (call.clone(), receive.clone());
+                async move {
+                    let frames = to_group!(point, receive_message, &group, &call, receive).await;
+                    frames.map_err(|error| mq::Status {
+                        code: Code::HaNotAvailable.into(),
+                        message: error.message().to_owned(),
+                    })
+                }
+            }
+        };
+        let frames = polls::frames(first, again, Default::default);
         Ok(Response::new(Box::pin(frames.take_until(Box::pin(stop)))))
     }
 

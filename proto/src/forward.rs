@@ -1,8 +1,9 @@
 //! Calls that one process sends on to another for a client: what nameservers and followers share.
 //!
 //! Metadata and the rest of the deadline travel along. A call that found nobody to take it is held
-//! inside its deadline; one that may have been taken is never repeated. Knows no broker group:
-//! where to send is asked of the caller.
+//! inside its deadline. One that may have been taken is repeated only where doing it twice is what
+//! its client would do, too: see [`IfLost`]. Knows no broker group: where to send is asked of the
+//! caller.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -18,6 +19,7 @@ use crate::native::admin_client::AdminClient;
 use crate::rocketmq::messaging_service_client::MessagingServiceClient;
 
 pub mod acks;
+pub mod polls;
 
 /// Longest answer of a broker: a message of maximal size and its properties, with room.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
@@ -40,6 +42,9 @@ const ANSWER_MARGIN: Duration = Duration::from_millis(200);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Before a place that took nothing is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// How often is looked whether another process answers for a call that waits for its answer; also
+/// how long one that does not any more may take to answer: it may be frozen or cut off.
+const DEPOSED_INTERVAL: Duration = Duration::from_millis(500);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(3);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const CHANNELS_MAX: usize = 512;
@@ -223,6 +228,21 @@ pub fn administration(channel: Channel) -> AdminClient<Channel> {
     AdminClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 
+/// What becomes of a call whose process went away before it answered: it may have been done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IfLost {
+    /// That is told.
+    Fail,
+    /// The next process does it, perhaps for the second time. Right for whatever RocketMQ's clients
+    /// do again by themselves: a message may be stored twice, a delivery may be repeated.
+    Repeat,
+}
+
+/// Whether the way to a process broke: what it told itself has no cause beyond it.
+fn is_lost(status: &Status) -> bool {
+    status.source().is_some()
+}
+
 /// Whether the call cannot have reached anyone.
 fn was_not_sent(status: &Status) -> bool {
     let mut cause = status.source();
@@ -246,12 +266,13 @@ pub enum CarryError {
     Failed(Status),
 }
 
-/// Sends a call to the address that `find` gives, until one takes it or `hold_until` has come.
+/// Sends a call to the address that `find` gives, until one does it or `hold_until` has come.
 /// `find` is told that time, and waits for an address until then.
 pub async fn carry<T, R, A, F>(
     forwarder: &Forwarder,
     call: &Call,
     message: T,
+    if_lost: IfLost,
     hold_until: Instant,
     find: impl Fn(Instant) -> A,
     send: impl Fn(Channel, Request<T>) -> F,
@@ -261,22 +282,53 @@ where
     A: Future<Output = Option<Address>>,
     F: Future<Output = Result<Response<R>, Status>>,
 {
+    // Once it may have been done, that stays so whatever comes after it.
+    let mut lost: Option<Status> = None;
+    let failed = |lost: Option<Status>| lost.map_or(CarryError::Nobody, CarryError::Failed);
     loop {
-        let Some(address) = find(hold_until).await else { return Err(CarryError::Nobody) };
+        let Some(address) = find(hold_until).await else { return Err(failed(lost)) };
         let channel = forwarder.channel(&address).map_err(CarryError::Failed)?;
-        let request = call.request(message.clone()).map_err(CarryError::Failed)?;
-        match send(channel, request).await {
+        let request = match call.request(message.clone()) {
+            Ok(request) => request,
+            Err(late) => return Err(CarryError::Failed(lost.unwrap_or(late))),
+        };
+        let answer = tokio::select! {
+            answer = send(channel, request) => answer,
+            () = deposed(&address, &find), if if_lost == IfLost::Repeat => {
+                let text = format!("{address} did not answer before another process took over");
+                lost = Some(Status::unavailable(text));
+                continue;
+            }
+        };
+        match answer {
             Ok(response) if !response.metadata().contains_key(NOT_LED) => return Ok(response),
             Ok(_) => tracing::debug!(%address, "held a call, who got it does not lead"),
             Err(error) if was_not_sent(&error) => {
                 tracing::debug!(%address, %error, "held a call, nobody can be reached there");
             }
+            Err(error) if if_lost == IfLost::Repeat && is_lost(&error) => {
+                tracing::debug!(%address, %error, "repeats a call, who got it went away");
+                lost = Some(error);
+            }
             Err(error) => return Err(CarryError::Failed(error)),
         }
         if Instant::now() + RETRY_PAUSE >= hold_until {
-            return Err(CarryError::Nobody);
+            return Err(failed(lost));
         }
         tokio::time::sleep(RETRY_PAUSE).await;
+    }
+}
+
+/// Until another process than the one at `address` answers for a call.
+async fn deposed<A>(address: &Address, find: impl Fn(Instant) -> A)
+where
+    A: Future<Output = Option<Address>>,
+{
+    loop {
+        tokio::time::sleep(DEPOSED_INTERVAL).await;
+        if find(Instant::now()).await.is_some_and(|other| other != *address) {
+            return;
+        }
     }
 }
 

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use drumlin_proto::forward::{Call, CarryError, FORWARDED_BY, Forwarder, administration, carry};
+use drumlin_proto::forward::{
+    Call, CarryError, FORWARDED_BY, Forwarder, IfLost, administration, carry,
+};
 use drumlin_proto::ids::{BrokerGroupName, GroupName, TopicId, TopicName};
 use drumlin_proto::native::{self as api, status::Code};
 use tokio::sync::watch;
@@ -126,7 +128,8 @@ impl Context {
             }
         };
         let until = call.hold_until(ASK_TIMEOUT);
-        match carry(&elsewhere.forwarder, &call, message, until, find, send).await {
+        let forwarder = &elsewhere.forwarder;
+        match carry(forwarder, &call, message, IfLost::Fail, until, find, send).await {
             Ok(response) => Ok(response.into_inner()),
             Err(CarryError::Nobody) => Err(nobody()),
             Err(CarryError::Failed(status)) => {

@@ -13,6 +13,7 @@ use drumlin_proto::rocketmq::{self as mq, Code};
 use futures::Stream;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
@@ -43,9 +44,22 @@ pub(super) struct Calls {
 
 pub(super) struct FakeBroker {
     pub(super) name: String,
+    pub(super) node: String,
+    /// That it leads in.
+    pub(super) term: u64,
     pub(super) address: SocketAddr,
     pub(super) calls: Arc<Calls>,
     pub(super) telemetry: mpsc::Receiver<TelemetryCall>,
+    /// Of its own, so that its connections break when it goes.
+    runtime: Option<Runtime>,
+}
+
+impl Drop for FakeBroker {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 pub(super) fn ok() -> Option<mq::Status> {
@@ -70,7 +84,9 @@ pub(super) fn topic(name: &str, shares: &[(&str, u32)]) -> Topic {
 
 impl FakeBroker {
     pub(super) async fn start(name: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).enable_all().build().unwrap();
+        let listener = runtime.spawn(TcpListener::bind("127.0.0.1:0")).await.unwrap().unwrap();
         let address = listener.local_addr().unwrap();
         let (telemetry_sender, telemetry) = mpsc::channel(4);
         let calls = Arc::new(Calls {
@@ -84,8 +100,17 @@ impl FakeBroker {
         let server = tonic::transport::Server::builder()
             .add_service(MessagingServiceServer::new(Service(Arc::clone(&calls))))
             .add_service(AdminServer::new(Service(Arc::clone(&calls))));
-        tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
-        Self { name: name.into(), address, calls, telemetry }
+        runtime.spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+        let (name, node) = (name.to_owned(), format!("{name}-0"));
+        Self { name, node, term: 1, address, calls, telemetry, runtime: Some(runtime) }
+    }
+
+    /// The one that leads the same broker group after this one.
+    pub(super) async fn next(&self) -> Self {
+        let mut next = Self::start(&self.name).await;
+        next.node = format!("{}-{}", self.name, self.term);
+        next.term = self.term + 1;
+        next
     }
 
     pub(super) fn hello(&self) -> Hello {
@@ -100,19 +125,19 @@ impl FakeBroker {
             cluster: "drumlin".into(),
             broker_group: self.name.clone(),
             group_uuid: "00-01".into(),
-            node: format!("{}-0", self.name),
+            node: self.node.clone(),
             listeners: vec![listener("internal", "127.0.0.1"), listener("external", "localhost")],
             catalog: self.name == "a",
             succeeds_group_uuids: Vec::new(),
         }
     }
 
-    /// Registers as leader in term 1 with these topics.
+    /// Registers as leader in its term with these topics.
     pub(super) async fn register(&self, nameserver: SocketAddr, topics: Vec<Topic>) -> Registered {
         let mut registered = Registered::open(nameserver, self.hello()).await;
         let told = Topics { full: true, version: 1, changed: topics, deleted: Vec::new() };
         registered.tell(Told::Topics(told)).await;
-        registered.beat(1).await;
+        registered.lead(self.term, 1).await;
         assert_eq!(registered.answer().await.status.unwrap().code(), api::status::Code::Ok);
         registered
     }
@@ -138,8 +163,8 @@ impl Registered {
         self.told.send(api::RegisterRequest { request: Some(told) }).await.unwrap();
     }
 
-    pub(super) async fn beat(&self, topics_version: u64) {
-        self.tell(Told::Heartbeat(Heartbeat { term: 1, leader: true, topics_version })).await;
+    pub(super) async fn lead(&self, term: u64, topics_version: u64) {
+        self.tell(Told::Heartbeat(Heartbeat { term, leader: true, topics_version })).await;
     }
 
     pub(super) async fn answer(&mut self) -> api::RegisterResponse {

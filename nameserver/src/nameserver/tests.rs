@@ -40,6 +40,35 @@ async fn start_in(dir: TempDir, change: impl FnOnce(&mut Config)) -> Running {
     Running { nameserver, address, dir }
 }
 
+/// A nameserver with the leaders of the broker groups that hold topic `orders`, and a client that
+/// sees all its queues.
+struct Scene {
+    running: Running,
+    client: Client,
+    brokers: Vec<FakeBroker>,
+    registered: Vec<Registered>,
+}
+
+impl Scene {
+    async fn start(shares: &[(&str, u32)], change: impl FnOnce(&mut Config)) -> Self {
+        let running = start(change).await;
+        let (mut brokers, mut registered) = (Vec::new(), Vec::new());
+        for (name, _) in shares {
+            let broker = FakeBroker::start(name).await;
+            registered.push(broker.register(running.address, vec![topic("orders", shares)]).await);
+            brokers.push(broker);
+        }
+        let mut client = connect(running.address).await;
+        let count: u32 = shares.iter().map(|(_, queue_count)| queue_count).sum();
+        let whole = |answer: &Result<mq::QueryRouteResponse, Status>| {
+            let queues = answer.as_ref().map_or(0, |answer| answer.message_queues.len());
+            u32::try_from(queues) == Ok(count)
+        };
+        query_until(&mut client, "orders", whole).await;
+        Self { running, client, brokers, registered }
+    }
+}
+
 async fn connect(address: SocketAddr) -> Client {
     MessagingServiceClient::connect(format!("http://{address}")).await.unwrap()
 }
@@ -179,7 +208,7 @@ async fn a_nameserver_that_just_started_waits_for_the_brokers_it_remembers() {
     let told = vec![topic("orders", &[("a", 1)])];
     let told = Topics { full: true, version: 1, changed: told, deleted: Vec::new() };
     registered.tell(Told::Topics(told)).await;
-    registered.beat(1).await;
+    registered.lead(1, 1).await;
     query_until(&mut client, "orders", |answer| code(answer) == Some(Code::Ok)).await;
     assert!(again.nameserver.is_settled());
     assert!(registered.answer().await.settled);
@@ -231,11 +260,10 @@ async fn a_query_creates_the_topic_where_that_is_allowed() {
 
 #[tokio::test]
 async fn via_endpoint_names_itself_and_forwards_with_metadata_and_deadline() {
-    let running = start(|config| config.route_mode = RouteMode::ViaEndpoint).await;
-    let broker = FakeBroker::start("a").await;
-    let _registered = broker.register(running.address, vec![topic("orders", &[("a", 1)])]).await;
-    let mut client = connect(running.address).await;
-    query_until(&mut client, "orders", |answer| code(answer) == Some(Code::Ok)).await;
+    let via_endpoint = |config: &mut Config| config.route_mode = RouteMode::ViaEndpoint;
+    let scene = Scene::start(&[("a", 1)], via_endpoint).await;
+    let Scene { running, brokers, .. } = &scene;
+    let mut client = scene.client.clone();
     let answer = query(&mut client, "orders").await.unwrap();
     let (name, _, host, port) = addresses(&answer).remove(0);
     assert_eq!((name.as_str(), host.as_str()), ("a", "127.0.0.1"));
@@ -244,7 +272,7 @@ async fn via_endpoint_names_itself_and_forwards_with_metadata_and_deadline() {
     let mut send = call(message("orders", None));
     send.set_timeout(Duration::from_secs(60));
     client.send_message(send).await.unwrap();
-    let (metadata, sent) = broker.calls.sends.lock().remove(0);
+    let (metadata, sent) = brokers[0].calls.sends.lock().remove(0);
     assert_eq!(sent, message("orders", None));
     assert_eq!(metadata.get("x-mq-client-id").unwrap(), "me");
     let left = metadata.get("grpc-timeout").unwrap().to_str().unwrap();
@@ -252,31 +280,43 @@ async fn via_endpoint_names_itself_and_forwards_with_metadata_and_deadline() {
     assert!((1..60_000_000).contains(&micros), "{left}");
 }
 
-#[tokio::test]
-async fn frames_of_a_poll_pass_one_by_one() {
-    let running = start(|_| {}).await;
-    let broker = FakeBroker::start("a").await;
-    let _registered = broker.register(running.address, vec![topic("orders", &[("a", 1)])]).await;
-    let mut client = connect(running.address).await;
-    query_until(&mut client, "orders", |answer| code(answer) == Some(Code::Ok)).await;
-    let poll = |broker: &str| mq::ReceiveMessageRequest {
+fn poll(broker_group: &str) -> mq::ReceiveMessageRequest {
+    mq::ReceiveMessageRequest {
         message_queue: Some(mq::MessageQueue {
-            broker: Some(mq::Broker { name: broker.into(), ..Default::default() }),
+            broker: Some(mq::Broker { name: broker_group.into(), ..Default::default() }),
             ..Default::default()
         }),
         ..Default::default()
-    };
+    }
+}
+
+/// What the next poll of this broker gets.
+fn prepare_frames(broker: &FakeBroker) -> mpsc::Sender<Result<mq::ReceiveMessageResponse, Status>> {
     let (frames, stream) = mpsc::channel(1);
     *broker.calls.frames.lock() = Some(ReceiverStream::new(stream));
+    frames
+}
+
+fn message_frame(body: u8) -> mq::ReceiveMessageResponse {
+    let message = mq::Message { body: vec![body].into(), ..Default::default() };
+    mq::ReceiveMessageResponse { content: Some(Content::Message(message)) }
+}
+
+#[tokio::test]
+async fn frames_of_a_poll_pass_one_by_one() {
+    let scene = Scene::start(&[("a", 1)], |_| {}).await;
+    let (mut client, brokers) = (scene.client.clone(), &scene.brokers);
+    let frames = prepare_frames(&brokers[0]);
     let mut received = client.receive_message(call(poll("a"))).await.unwrap().into_inner();
     for nth in 0..3 {
-        let content =
-            Content::Message(mq::Message { body: vec![nth].into(), ..Default::default() });
-        let frame = mq::ReceiveMessageResponse { content: Some(content) };
+        let frame = message_frame(nth);
         frames.send(Ok(frame.clone())).await.unwrap();
         assert_eq!(received.message().await.unwrap(), Some(frame));
     }
-    drop(frames);
+    let end = Content::DeliveryTimestamp(prost_types::Timestamp { seconds: 7, nanos: 0 });
+    let end = mq::ReceiveMessageResponse { content: Some(end) };
+    frames.send(Ok(end.clone())).await.unwrap();
+    assert_eq!(received.message().await.unwrap(), Some(end));
     assert_eq!(received.message().await.unwrap(), None);
 
     let mut unknown = client.receive_message(call(poll("zzz"))).await.unwrap().into_inner();
@@ -287,18 +327,61 @@ async fn frames_of_a_poll_pass_one_by_one() {
     assert!(matches!(last, Some(Content::DeliveryTimestamp(_))));
 }
 
+/// What a leader had when it was killed or froze is done by the next one; a client that never asks
+/// for a route again sees nothing of it.
+#[tokio::test]
+async fn a_call_that_its_leader_did_not_answer_is_done_by_the_next_one() {
+    for killed in [true, false] {
+        let mut scene = Scene::start(&[("a", 1)], |_| {}).await;
+        scene.brokers[0].calls.send_permits.forget_permits(100);
+        let mut client = scene.client.clone();
+        let mut send = call(message("orders", None));
+        send.set_timeout(Duration::from_secs(60));
+        let sending = tokio::spawn(async move { client.send_message(send).await });
+        while scene.brokers[0].calls.sends.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let next = scene.brokers[0].next().await;
+        if killed {
+            (scene.brokers, scene.registered) = (Vec::new(), Vec::new());
+        }
+        let topics = vec![topic("orders", &[("a", 1)])];
+        let _registered = next.register(scene.running.address, topics).await;
+        let sent = sending.await.unwrap().unwrap().into_inner();
+        assert_eq!(sent.status, ok(), "killed: {killed}");
+        assert_eq!(next.calls.sends.lock()[0].1, message("orders", None));
+    }
+}
+
+#[tokio::test]
+async fn a_poll_without_messages_goes_on_at_the_next_leader_and_one_with_some_ends() {
+    let mut scene = Scene::start(&[("a", 1)], |_| {}).await;
+    let (empty, some) = (prepare_frames(&scene.brokers[0]), message_frame(1));
+    let mut client = scene.client.clone();
+    let mut polling = client.receive_message(call(poll("a"))).await.unwrap().into_inner();
+    let frames = prepare_frames(&scene.brokers[0]);
+    let mut served = client.receive_message(call(poll("a"))).await.unwrap().into_inner();
+    frames.send(Ok(some.clone())).await.unwrap();
+    assert_eq!(served.message().await.unwrap(), Some(some.clone()));
+
+    let next = scene.brokers[0].next().await;
+    let frames_of_next = prepare_frames(&next);
+    (scene.brokers, scene.registered) = (Vec::new(), Vec::new());
+    let topics = vec![topic("orders", &[("a", 1)])];
+    let _registered = next.register(scene.running.address, topics).await;
+    let end = served.message().await.unwrap().unwrap().content;
+    assert!(matches!(end, Some(Content::DeliveryTimestamp(_))), "what came is kept: {end:?}");
+    assert_eq!(served.message().await.unwrap(), None);
+    frames_of_next.send(Ok(some.clone())).await.unwrap();
+    assert_eq!(polling.message().await.unwrap(), Some(some));
+    drop(empty);
+}
+
 #[tokio::test]
 async fn sends_take_all_queues_in_turn_and_message_groups_their_own() {
-    let running = start(|_| {}).await;
-    let (a, b) = (FakeBroker::start("a").await, FakeBroker::start("b").await);
-    let orders = topic("orders", &[("a", 1), ("b", 3)]);
-    let _a = a.register(running.address, vec![orders.clone()]).await;
-    let _b = b.register(running.address, vec![orders]).await;
-    let mut client = connect(running.address).await;
-    let whole = |answer: &Result<mq::QueryRouteResponse, Status>| {
-        answer.as_ref().is_ok_and(|answer| answer.message_queues.len() == 4)
-    };
-    query_until(&mut client, "orders", whole).await;
+    let scene = Scene::start(&[("a", 1), ("b", 3)], |_| {}).await;
+    let (mut client, brokers) = (scene.client.clone(), &scene.brokers);
+    let [a, b] = &brokers[..] else { panic!("two were started") };
     for _ in 0..8 {
         client.send_message(call(message("orders", None))).await.unwrap();
     }
@@ -313,11 +396,9 @@ async fn sends_take_all_queues_in_turn_and_message_groups_their_own() {
 
 #[tokio::test]
 async fn sends_of_one_message_group_are_forwarded_one_after_the_other() {
-    let running = start(|_| {}).await;
-    let broker = FakeBroker::start("a").await;
-    let _registered = broker.register(running.address, vec![topic("orders", &[("a", 2)])]).await;
-    let mut client = connect(running.address).await;
-    query_until(&mut client, "orders", |answer| code(answer) == Some(Code::Ok)).await;
+    let scene = Scene::start(&[("a", 2)], |_| {}).await;
+    let (client, brokers) = (scene.client.clone(), &scene.brokers);
+    let broker = &brokers[0];
     broker.calls.send_permits.forget_permits(100);
     let send = |group: &'static str| {
         let mut client = client.clone();
@@ -343,16 +424,8 @@ async fn sends_of_one_message_group_are_forwarded_one_after_the_other() {
 
 #[tokio::test]
 async fn acks_go_to_the_owners_of_their_handles() {
-    let running = start(|_| {}).await;
-    let (a, b) = (FakeBroker::start("a").await, FakeBroker::start("b").await);
-    let orders = topic("orders", &[("a", 1), ("b", 1)]);
-    let _a = a.register(running.address, vec![orders.clone()]).await;
-    let _b = b.register(running.address, vec![orders]).await;
-    let mut client = connect(running.address).await;
-    let whole = |answer: &Result<mq::QueryRouteResponse, Status>| {
-        answer.as_ref().is_ok_and(|answer| answer.message_queues.len() == 2)
-    };
-    query_until(&mut client, "orders", whole).await;
+    let scene = Scene::start(&[("a", 1), ("b", 1)], |_| {}).await;
+    let (mut client, brokers) = (scene.client.clone(), &scene.brokers);
     let entry =
         |handle: &str| mq::AckMessageEntry { receipt_handle: handle.into(), ..Default::default() };
     let handles = ["a.1", "b.2", "a.3"];
@@ -362,8 +435,8 @@ async fn acks_go_to_the_owners_of_their_handles() {
     assert_eq!(answer.status.unwrap().code(), Code::Ok);
     let told: Vec<_> = answer.entries.iter().map(|entry| entry.receipt_handle.as_str()).collect();
     assert_eq!(told, handles);
-    assert_eq!(a.calls.acks.lock()[0].entries, ["a.1", "a.3"].map(entry));
-    assert_eq!(b.calls.acks.lock()[0].entries, [entry("b.2")]);
+    assert_eq!(brokers[0].calls.acks.lock()[0].entries, ["a.1", "a.3"].map(entry));
+    assert_eq!(brokers[1].calls.acks.lock()[0].entries, [entry("b.2")]);
 }
 
 fn settings(version: &str) -> mq::TelemetryCommand {
@@ -401,22 +474,14 @@ async fn a_telemetry_stream_outlives_its_broker_and_ends_with_a_refusal() {
 
 #[tokio::test]
 async fn administration_is_merged_over_all_broker_groups_of_a_topic() {
-    let running = start(|_| {}).await;
-    let (a, b) = (FakeBroker::start("a").await, FakeBroker::start("b").await);
-    let orders = topic("orders", &[("a", 1), ("b", 1)]);
-    let _a = a.register(running.address, vec![orders.clone()]).await;
-    let _b = b.register(running.address, vec![orders]).await;
-    let mut client = connect(running.address).await;
-    let whole = |answer: &Result<mq::QueryRouteResponse, Status>| {
-        answer.as_ref().is_ok_and(|answer| answer.message_queues.len() == 2)
-    };
-    query_until(&mut client, "orders", whole).await;
+    let scene = Scene::start(&[("a", 1), ("b", 1)], |_| {}).await;
+    let Scene { running, brokers, .. } = &scene;
     let mut admin = AdminClient::connect(format!("http://{}", running.address)).await.unwrap();
     let describe = api::DescribeTopicRequest { name: "orders".into(), ..Default::default() };
     let answer = admin.describe_topic(describe).await.unwrap().into_inner();
     let mut ports: Vec<u64> = answer.queues.iter().map(|queue| queue.max_offset).collect();
     ports.sort_unstable();
-    let mut expected = [a.address, b.address].map(|address| u64::from(address.port()));
+    let mut expected = [0, 1].map(|at: usize| u64::from(brokers[at].address.port()));
     expected.sort_unstable();
     assert_eq!(ports, expected);
     let commit = api::CommitOffsetRequest { topic: "orders".into(), ..Default::default() };
@@ -474,14 +539,11 @@ async fn http_get(address: SocketAddr, path: &str) -> String {
 
 #[tokio::test]
 async fn health_and_metrics_are_served() {
-    let running = start(|config| config.http = Some("127.0.0.1:0".parse().unwrap())).await;
-    let http = running.nameserver.http_address().unwrap();
+    let with_http = |config: &mut Config| config.http = Some("127.0.0.1:0".parse().unwrap());
+    let scene = Scene::start(&[("a", 1)], with_http).await;
+    let http = scene.running.nameserver.http_address().unwrap();
     assert!(http_get(http, "/livez").await.starts_with("HTTP/1.1 200"));
     assert!(http_get(http, "/readyz").await.starts_with("HTTP/1.1 200"));
-    let broker = FakeBroker::start("a").await;
-    let _registered = broker.register(running.address, vec![topic("orders", &[("a", 1)])]).await;
-    let mut client = connect(running.address).await;
-    query_until(&mut client, "orders", |answer| code(answer) == Some(Code::Ok)).await;
     let metrics = http_get(http, "/metrics").await;
     let labels = "cluster=\"drumlin\",node_type=\"nameserver\",node_id=\"nameserver-0\"";
     for line in [

@@ -1,21 +1,17 @@
 //! Calls that another broker does: sent on to the leader of the broker group that owns what they are
-//! about, once. A call that was sent here is done here or not at all.
+//! about, and to the next one if that goes away. A call that was sent here is done here or not at all.
 
-use std::sync::Arc;
-
-use drumlin_proto::forward::{CarryError, carry, messaging};
+use drumlin_proto::forward::{CarryError, IfLost, carry, messaging};
 use drumlin_proto::native::Address;
 use drumlin_proto::rocketmq::messaging_service_client::MessagingServiceClient;
-use drumlin_proto::rocketmq::receive_message_response::Content;
-use drumlin_proto::rocketmq::{Code, ReceiveMessageResponse};
-use futures::{Stream, StreamExt, stream};
+use drumlin_proto::rocketmq::{Code, ReceiveMessageRequest, ReceiveMessageResponse};
 use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::caller::Caller;
 use super::status::Fault;
-use super::{ELECTION_WAIT, Edge, REPLY_MARGIN, validate};
+use super::{ELECTION_WAIT, Edge, REPLY_MARGIN};
 use crate::whereabouts::Leader;
 
 impl Edge {
@@ -92,7 +88,20 @@ impl Edge {
         self.carry_to(caller, broker_group, message, send).await
     }
 
-    /// As [`Edge::carry`], for calls of any API.
+    /// Begins a poll at the leader of a broker group.
+    pub(super) async fn carry_poll(
+        &self,
+        caller: &Caller,
+        broker_group: &str,
+        request: ReceiveMessageRequest,
+    ) -> Result<Streaming<ReceiveMessageResponse>, Fault> {
+        let send = |mut leader: MessagingServiceClient<Channel>, request| async move {
+            leader.receive_message(request).await
+        };
+        self.carry(caller, broker_group, request, send).await
+    }
+
+    /// As [`Edge::carry`], for calls of any API that may be done twice.
     pub(super) async fn carry_to<Q, A, F>(
         &self,
         caller: &Caller,
@@ -110,9 +119,9 @@ impl Edge {
         let find = |until: std::time::Instant| {
             self.address_by(Instant::from_std(until), caller, broker_group)
         };
-        let carrying = carry(&self.forwarder, &call, message, until.into_std(), find, send);
-        let carried = self.stop.run_until_cancelled(carrying).await;
-        match carried {
+        let (until, if_lost) = (until.into_std(), IfLost::Repeat);
+        let carrying = carry(&self.forwarder, &call, message, if_lost, until, find, send);
+        match self.stop.run_until_cancelled(carrying).await {
             Some(Ok(response)) => Ok(response.into_inner()),
             Some(Err(CarryError::Nobody)) => {
                 let text = format!("no leader of broker group {broker_group} took the call");
@@ -134,50 +143,4 @@ fn lost(broker_group: &str, status: &Status) -> Fault {
     let text =
         format!("no answer of the leader of {broker_group}, it may be done all the same: {why}");
     Fault::new(code, text)
-}
-
-/// The frames of a poll that the leader does. A stream that breaks ends as one that timed out, so
-/// that what came is kept and the client asks again.
-pub(super) fn relayed(
-    edge: &Arc<Edge>,
-    broker_group: String,
-    frames: Streaming<ReceiveMessageResponse>,
-) -> impl Stream<Item = Result<ReceiveMessageResponse, Status>> + Send + use<> {
-    enum Part {
-        Begun(Streaming<ReceiveMessageResponse>),
-        /// The status frame went out.
-        Told(Streaming<ReceiveMessageResponse>),
-        Broken,
-        Ended,
-    }
-    let now_ms = {
-        let edge = edge.clone();
-        move || i64::try_from(edge.replica().clock_ms()).unwrap_or(i64::MAX)
-    };
-    let relayed = stream::unfold(Part::Begun(frames), move |part| {
-        let (broker_group, now_ms) = (broker_group.clone(), now_ms.clone());
-        async move {
-            let frame = |content| Ok(ReceiveMessageResponse { content: Some(content) });
-            let end = || frame(Content::DeliveryTimestamp(validate::timestamp(now_ms())));
-            let (mut frames, told) = match part {
-                Part::Begun(frames) => (frames, false),
-                Part::Told(frames) => (frames, true),
-                Part::Broken => return Some((end(), Part::Ended)),
-                Part::Ended => return None,
-            };
-            match frames.message().await {
-                Ok(Some(frame)) => {
-                    let last = matches!(frame.content, Some(Content::DeliveryTimestamp(_)));
-                    Some((Ok(frame), if last { Part::Ended } else { Part::Told(frames) }))
-                }
-                Ok(None) | Err(_) if told => Some((end(), Part::Ended)),
-                Ok(None) => None,
-                Err(error) => {
-                    let fault = lost(&broker_group, &error);
-                    Some((frame(Content::Status(fault.status())), Part::Broken))
-                }
-            }
-        }
-    });
-    relayed.take_until(edge.stop.clone().cancelled_owned())
 }

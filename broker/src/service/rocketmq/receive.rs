@@ -8,20 +8,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use drumlin_proto::forward::polls;
 use drumlin_proto::ids::{GroupName, QueueKey};
-use drumlin_proto::rocketmq::messaging_service_client::MessagingServiceClient;
 use drumlin_proto::rocketmq::receive_message_response::Content;
 use drumlin_proto::rocketmq::{
     ClientType, Code, ReceiveMessageRequest, ReceiveMessageResponse, Resource, Status,
 };
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tonic::transport::Channel;
-use tonic::{Request, Response};
+use tonic::{Request, Response, Streaming};
 
 use super::caller::{Caller, UNTIMED};
-use super::carry::relayed;
 use super::delivery::{Delivery, Leased, PollEnd, ReceiveStream};
 use super::plan::{Proposed, Want, next_due_in_ms};
 use super::settings::{POLL_MAX, RECEIVE_BATCH_MAX};
@@ -411,16 +409,42 @@ pub(super) async fn open(
     }
     edge.clients.touch(&caller.client_id, started);
     edge.note_polled_elsewhere(&caller, &request, &broker_group);
-    let send = |mut leader: MessagingServiceClient<Channel>, request| async move {
-        leader.receive_message(request).await
-    };
-    match edge.carry(&caller, &broker_group, request, send).await {
+    match edge.carry_poll(&caller, &broker_group, request.clone()).await {
         Ok(frames) => {
             edge.note("ReceiveMessage", Some(&caller), Code::Ok, started);
-            Response::new(Box::pin(relayed(edge, broker_group, frames)))
+            Response::new(relayed(edge, caller, broker_group, request, frames))
         }
         Err(fault) => refused(edge, &caller, &fault, started),
     }
+}
+
+/// The frames of a poll that a leader does, or the next one.
+fn relayed(
+    edge: &Arc<Edge>,
+    caller: Caller,
+    broker_group: String,
+    request: ReceiveMessageRequest,
+    frames: Streaming<ReceiveMessageResponse>,
+) -> Frames {
+    let now = {
+        let edge = edge.clone();
+        move || timestamp_of(&edge)
+    };
+    let poll = Arc::new((edge.clone(), caller, broker_group, request));
+    let again = move || {
+        let poll = poll.clone();
+        async move {
+            let (edge, caller, broker_group, request) = &*poll;
+            let frames = edge.carry_poll(caller, broker_group, request.clone()).await;
+            frames.map_err(|fault| fault.status())
+        }
+    };
+    let frames = polls::frames(frames, again, now);
+    Box::pin(frames.take_until(edge.stop.clone().cancelled_owned()))
+}
+
+fn timestamp_of(edge: &Edge) -> prost_types::Timestamp {
+    validate::timestamp(i64::try_from(edge.replica().clock_ms()).unwrap_or(i64::MAX))
 }
 
 /// A poll that ends before it began.
@@ -428,9 +452,8 @@ fn refused(edge: &Edge, caller: &Caller, fault: &Fault, started: Instant) -> Res
     let mut status = fault.status();
     caller.bearable(&mut status);
     edge.note("ReceiveMessage", Some(caller), status.code(), started);
-    let now_ms = i64::try_from(edge.replica().clock_ms()).unwrap_or(i64::MAX);
     let frame = |content| Ok(ReceiveMessageResponse { content: Some(content) });
-    let end = Content::DeliveryTimestamp(validate::timestamp(now_ms));
+    let end = Content::DeliveryTimestamp(timestamp_of(edge));
     let frames = [frame(Content::Status(status)), frame(end)];
     told(Box::pin(futures::stream::iter(frames)) as Frames, fault.not_led)
 }
