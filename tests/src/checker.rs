@@ -43,6 +43,8 @@ pub enum Class {
     MaxOffset,
     /// A consumer had it, and it is gone.
     Vanished,
+    /// A reader was not given a record that lies between two others.
+    Skipped,
     /// A committed offset went back, or beyond all that was committed.
     Committed,
     /// Replicas differ.
@@ -76,6 +78,8 @@ pub struct Plan {
     pub leader_changes_min: usize,
     /// Data replicas of each broker group: every queue is read from each of them.
     pub replicas: BTreeMap<String, Vec<String>>,
+    /// Pairs of members of each broker group whose logs were compared in the end.
+    pub logs_compared_min: usize,
 }
 
 impl Plan {

@@ -13,6 +13,7 @@ use crate::loop_disk::LoopDisk;
 
 use self::process::Machine;
 
+pub mod logs;
 mod observe;
 mod process;
 

@@ -3,7 +3,7 @@
 //!
 //! As JSON, one object a line, fields that do not apply left out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -60,6 +60,12 @@ pub enum What {
         queue: Queue,
         seen: Vec<Seen>,
     },
+    /// A reader that goes from record to record found another offset than the next one.
+    Skipped {
+        queue: Queue,
+        expected: u64,
+        offset: u64,
+    },
     /// Behind the newest readable record, asked with a read barrier.
     MaxOffset {
         queue: Queue,
@@ -82,6 +88,16 @@ pub enum What {
         queue: Queue,
         min: u64,
         seen: Vec<Seen>,
+    },
+    /// What two members of a broker group have on their disks, when no process runs any more.
+    Compared {
+        group: String,
+        one: String,
+        other: String,
+        /// In common.
+        entries: u64,
+        /// The first.
+        difference: Option<String>,
     },
     /// Of the logical state right behind an index of a broker group's log.
     Digest {
@@ -172,6 +188,20 @@ impl Recorder {
     /// Everything so far.
     pub fn events(&self) -> Vec<Event> {
         self.state.lock().events.clone()
+    }
+
+    /// Of each queue where the next record behind all acknowledged ones is.
+    pub fn acknowledged_ends(&self) -> BTreeMap<Queue, u64> {
+        let mut ends = BTreeMap::new();
+        for event in &self.state.lock().events {
+            if let What::Send { queue: Some(queue), offset: Some(offset), .. } = &event.what
+                && event.step == Step::Ok
+            {
+                let end = ends.entry(queue.clone()).or_default();
+                *end = offset.saturating_add(1).max(*end);
+            }
+        }
+        ends
     }
 }
 
@@ -285,6 +315,9 @@ impl What {
             Self::Read { queue, seen } => {
                 ("read", json!({"q": queue.to_string(), "seen": seen_to_json(seen)}))
             }
+            Self::Skipped { queue, expected, offset } => {
+                ("skipped", json!({"q": queue.to_string(), "expected": expected, "off": offset}))
+            }
             Self::MaxOffset { queue, offset } => {
                 ("max_off", json!({"q": queue.to_string(), "off": offset}))
             }
@@ -298,6 +331,11 @@ impl What {
                 let json = json!({"node": node, "q": queue.to_string(), "min": min,
                     "seen": seen_to_json(seen)});
                 ("final_read", json)
+            }
+            Self::Compared { group, one, other, entries, difference } => {
+                let json = json!({"group": group, "one": one, "other": other, "entries": entries,
+                    "difference": difference});
+                ("compared", json)
             }
             Self::Digest { node, group, index, digest } => {
                 let json = json!({"node": node, "group": group, "index": index, "digest": digest});
@@ -331,6 +369,11 @@ impl What {
                 repeats: json["repeats"] == true,
             },
             Some("read") => Self::Read { queue: queue()?, seen: seen_from_json(json)? },
+            Some("skipped") => Self::Skipped {
+                queue: queue()?,
+                expected: number(json, "expected")?,
+                offset: number(json, "off")?,
+            },
             Some("max_off") => Self::MaxOffset { queue: queue()?, offset: offset() },
             Some("commit_off") => Self::Commit {
                 consumers: text(json, "group")?,
@@ -347,6 +390,13 @@ impl What {
                 queue: queue()?,
                 min: number(json, "min")?,
                 seen: seen_from_json(json)?,
+            },
+            Some("compared") => Self::Compared {
+                group: text(json, "group")?,
+                one: text(json, "one")?,
+                other: text(json, "other")?,
+                entries: number(json, "entries")?,
+                difference: json["difference"].as_str().map(str::to_owned),
             },
             Some("digest") => Self::Digest {
                 node: text(json, "node")?,

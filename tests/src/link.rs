@@ -64,6 +64,29 @@ pub struct Counts {
     pub backward_bytes: u64,
     /// Times that bytes came and were not passed on.
     pub held_back: u64,
+    /// Times that bytes were passed on later than they came.
+    pub late: u64,
+}
+
+impl Counts {
+    /// Times that something was done to what wanted to pass.
+    pub fn felt(&self) -> u64 {
+        self.refused + self.reset + self.held_back + self.late
+    }
+}
+
+impl std::iter::Sum for Counts {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), |sum, counts| Self {
+            accepted: sum.accepted + counts.accepted,
+            refused: sum.refused + counts.refused,
+            reset: sum.reset + counts.reset,
+            forward_bytes: sum.forward_bytes + counts.forward_bytes,
+            backward_bytes: sum.backward_bytes + counts.backward_bytes,
+            held_back: sum.held_back + counts.held_back,
+            late: sum.late + counts.late,
+        })
+    }
 }
 
 #[derive(Debug, Default)]
@@ -74,6 +97,7 @@ struct Counters {
     forward_bytes: AtomicU64,
     backward_bytes: AtomicU64,
     held_back: AtomicU64,
+    late: AtomicU64,
 }
 
 /// Where links run: a thread of their own, whatever blocks in the test.
@@ -168,13 +192,25 @@ impl Link {
 
     /// Cut and open again, each for `period`, until [`Link::open`].
     pub fn flap(&self, period: Duration) {
+        self.each(period, |state| state.cut = !state.cut);
+    }
+
+    /// Resets what stands, once in `period` with a chance of `percent`, until [`Link::open`]: what
+    /// loss of packets comes to that outlasts TCP's patience.
+    pub fn lose(&self, period: Duration, percent: u8) {
+        self.each(period, move |state| {
+            state.resets += u64::from(fastrand::u8(..100) < percent);
+        });
+    }
+
+    fn each(&self, period: Duration, change: impl Fn(&mut State) + Send + 'static) {
         self.stop_flapping();
         let state = Arc::clone(&self.state);
         let task = self.handle.spawn(async move {
             let mut ticks = tokio::time::interval(period);
             loop {
                 ticks.tick().await;
-                state.send_modify(|state| state.cut = !state.cut);
+                state.send_modify(&change);
             }
         });
         *self.flapping.lock() = Some(task.abort_handle());
@@ -188,7 +224,7 @@ impl Link {
 
     pub fn counts(&self) -> Counts {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Counters { accepted, refused, reset, forward_bytes, backward_bytes, held_back } =
+        let Counters { accepted, refused, reset, forward_bytes, backward_bytes, held_back, late } =
             &*self.counters;
         Counts {
             accepted: get(accepted),
@@ -197,6 +233,7 @@ impl Link {
             forward_bytes: get(forward_bytes),
             backward_bytes: get(backward_bytes),
             held_back: get(held_back),
+            late: get(late),
         }
     }
 }
@@ -255,6 +292,7 @@ async fn connection(
             mode: |state| state.forward,
             bytes: &counters.forward_bytes,
             held_back: &counters.held_back,
+            late: &counters.late,
         };
         let backward = Direction {
             mode: |state| state.backward,
@@ -279,6 +317,7 @@ struct Direction<'a> {
     mode: fn(&State) -> Mode,
     bytes: &'a AtomicU64,
     held_back: &'a AtomicU64,
+    late: &'a AtomicU64,
 }
 
 impl Direction<'_> {
@@ -301,6 +340,7 @@ impl Direction<'_> {
                     ended = count == 0;
                     let arrives = arrival(mode, count, held.back().map(|(due, _)| *due));
                     if count > 0 {
+                        add(self.late, usize::from(arrives > Instant::now()));
                         held_bytes += count;
                         held.push_back((arrives, Bytes::copy_from_slice(&chunk[..count])));
                     }
@@ -414,6 +454,10 @@ mod tests {
     fn bytes_pass_and_are_counted() {
         let (_network, link) = echo();
         ask(&mut dial(&link)).unwrap();
+        // Bytes are counted once they are on their way.
+        while link.counts().backward_bytes < 4 {
+            std::thread::yield_now();
+        }
         let counts = link.counts();
         assert_eq!((counts.accepted, counts.forward_bytes, counts.backward_bytes), (1, 4, 4));
     }
@@ -473,6 +517,18 @@ mod tests {
     }
 
     #[test]
+    fn a_lossy_link_resets_what_stands_and_takes_new_connections() {
+        let (_network, link) = echo();
+        link.lose(Duration::from_millis(1), 100);
+        let mut socket = dial(&link);
+        while ask(&mut socket).is_ok() {}
+        assert!(link.counts().reset >= 1);
+        link.open();
+        ask(&mut dial(&link)).unwrap();
+        assert_eq!(link.counts().refused, 0);
+    }
+
+    #[test]
     fn delay_and_slowness_are_felt() {
         let (_network, link) = echo();
         let mut socket = dial(&link);
@@ -482,6 +538,7 @@ mod tests {
         let began = Instant::now();
         ask(&mut socket).unwrap();
         assert!(began.elapsed() >= 2 * base);
+        assert!(link.counts().late >= 2);
         link.open();
         link.set_forward(Mode::Slow { bytes_per_second: 40 });
         let began = Instant::now();

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -61,6 +62,11 @@ struct Shared {
     /// Names and addresses of the data nodes of each broker group.
     groups: BTreeMap<String, Vec<(String, String)>>,
     nameservers: Vec<String>,
+    /// Of each queue up to where it was read, record by record.
+    read: Mutex<BTreeMap<Queue, u64>>,
+    /// For those that send.
+    sent_enough: CancellationToken,
+    /// For all.
     stop: CancellationToken,
 }
 
@@ -104,6 +110,8 @@ impl Load {
             recorder: cluster.recorder.clone(),
             groups,
             nameservers: nameservers.collect::<Result<_>>()?,
+            read: Mutex::default(),
+            sent_enough: CancellationToken::new(),
             stop: CancellationToken::new(),
         };
         create_topic(&shared).await?;
@@ -149,8 +157,21 @@ impl Load {
         Ok(())
     }
 
+    /// Nothing more is sent; waits until readers have got all that was acknowledged.
+    pub async fn drain(&self, limit: Duration) -> Result<()> {
+        self.shared.sent_enough.cancel();
+        wait_for("readers do not get all that was acknowledged", limit, async || {
+            let ends = self.shared.recorder.acknowledged_ends();
+            let read = self.shared.read.lock();
+            let all = ends.iter().all(|(queue, end)| read.get(queue).is_some_and(|at| at >= end));
+            Ok(all.then_some(()))
+        })
+        .await
+    }
+
     /// Ends all clients; fails if one met what no client may meet.
     pub async fn stop(&mut self) -> Result<()> {
+        self.shared.sent_enough.cancel();
         self.shared.stop.cancel();
         while let Some(ended) = self.tasks.join_next().await {
             ended??;
@@ -207,13 +228,16 @@ pub async fn final_read(
 ) -> Result<()> {
     let group = &cluster.node(node)?.group;
     let channel = native::connect(&cluster.client_address(node)?).await?;
+    let mut read = Vec::new();
     for id in 0..queue_count {
         let (min, seen) = native::read_queue(&channel, topic, id)
             .await
             .with_context(|| format!("queue {id} of {topic} on {node}"))?;
         let (node, queue) = (node.to_owned(), Queue::new(topic, group, id));
-        cluster.recorder.note(crate::event::What::FinalRead { node, queue, min, seen });
+        read.push(crate::event::What::FinalRead { node, queue, min, seen });
     }
+    // All or nothing: who tries again must not tell a queue twice.
+    read.into_iter().for_each(|what| cluster.recorder.note(what));
     Ok(())
 }
 

@@ -1,14 +1,15 @@
 //! One run: a cluster under load, faults, and the verdict in the end.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::checker::{Plan, Report, Verdict, check};
-use crate::cluster::{Cluster, Layout, PATIENCE, wait_for};
+use crate::cluster::{Cluster, Layout, PATIENCE, logs, wait_for};
 use crate::event::{Event, What, to_lines};
-use crate::link::Counts;
+use crate::link::{Counts, Link};
 use crate::load::{self, Load, Mix, native};
 use crate::watch::Watch;
 
@@ -40,26 +41,33 @@ pub fn cycles(short: usize) -> usize {
 }
 
 impl Run {
-    pub async fn start(name: &str, layout: &Layout) -> Result<Self> {
-        Self::start_with(name, layout, Mix::default()).await
-    }
-
-    pub async fn start_with(name: &str, layout: &Layout, mix: Mix) -> Result<Self> {
+    async fn start(name: &str, layout: &Layout) -> Result<Self> {
         let seed = seed();
         println!("{name}: DRUMLIN_SEED={seed}");
         let cluster = Cluster::start(layout).await.context("the cluster does not start")?;
         let watch = Watch::start(&cluster)?;
+        let mix = Mix::default();
         let load = Load::start(&cluster, mix.clone()).await?;
         load.progress_everywhere(STEADY, PATIENCE).await?;
         let groups = cluster.groups().into_iter();
         let replicas = groups.map(|group| (group.clone(), cluster.members(&group)));
-        let plan = Plan { replicas: replicas.collect(), ..Plan::default() };
+        let plan = Plan {
+            replicas: replicas.collect(),
+            // Data node with data node and with the witness.
+            logs_compared_min: 2,
+            ..Plan::default()
+        };
         let rng = fastrand::Rng::with_seed(seed);
         Ok(Self { cluster, load, rng, plan, mix, watch, name: name.to_owned() })
     }
 
     pub fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
         &items[self.rng.usize(..items.len())]
+    }
+
+    /// A fault of this name must have been there so many times.
+    pub fn planned(&mut self, fault: &str, times: usize) {
+        *self.plan.faults.entry(fault.to_owned()).or_default() += times;
     }
 
     /// A fault that was seen to be there: it counts for the plan, and sends in it are counted.
@@ -90,9 +98,7 @@ impl Run {
     pub async fn wait_links(&self, one: &str, other: &str, before: Counts) -> Result<()> {
         let what = format!("links between {one} and {other} show no fault");
         wait_for(&what, PATIENCE, async || {
-            let now = self.link_counts(one, other);
-            let felt = |counts: Counts| counts.refused + counts.reset + counts.held_back;
-            Ok((felt(now) > felt(before)).then_some(()))
+            Ok((self.link_counts(one, other).felt() > before.felt()).then_some(()))
         })
         .await
     }
@@ -100,17 +106,7 @@ impl Run {
     /// Sums over all links between two nodes.
     pub fn link_counts(&self, one: &str, other: &str) -> Counts {
         let (there, back) = self.cluster.links_of_pair(one, other);
-        there.into_iter().chain(back).fold(Counts::default(), |sum, link| {
-            let counts = link.counts();
-            Counts {
-                accepted: sum.accepted + counts.accepted,
-                refused: sum.refused + counts.refused,
-                reset: sum.reset + counts.reset,
-                forward_bytes: sum.forward_bytes + counts.forward_bytes,
-                backward_bytes: sum.backward_bytes + counts.backward_bytes,
-                held_back: sum.held_back + counts.held_back,
-            }
-        })
+        there.into_iter().chain(back).map(Link::counts).sum()
     }
 
     /// Everything works again: both copies everywhere, and clients go on.
@@ -120,21 +116,26 @@ impl Run {
         self.load.progress_everywhere(STEADY, PATIENCE).await
     }
 
-    /// Heals, reads everything from every replica, and judges. Fails unless the run is valid;
-    /// `DRUMLIN_KEEP` keeps logs and history of a valid one too.
-    pub async fn finish(mut self) -> Result<Report> {
+    /// Heals, reads everything from every replica, and judges, also where the suite ended early.
+    /// Fails unless that went well and the run is valid; `DRUMLIN_KEEP` keeps logs and history of a
+    /// valid one too.
+    async fn finish(mut self, done: Result<()>) -> Result<Report> {
         let name = self.name.clone();
+        if let Err(error) = &done {
+            println!("{name} ends early: {error:#}");
+        }
         let limit = Duration::from_secs(300);
-        let finished = match tokio::time::timeout(limit, self.wind_up()).await {
-            Ok(finished) => finished,
-            Err(_) => Err(anyhow::anyhow!("does not end within {limit:?}")),
+        let wound_up = match tokio::time::timeout(limit, self.wind_up()).await {
+            Ok(wound_up) => wound_up,
+            Err(_) => Err(anyhow!("does not end within {limit:?}")),
         };
         let events = self.cluster.recorder.events();
         std::fs::write(self.cluster.folder().join("history.jsonl"), to_lines(&events))?;
         let report = check(&events, &self.plan);
         println!("{name}: {report}");
-        finished
-            .with_context(|| format!("{name}: after {} violations", report.violations.len()))?;
+        let count = report.violations.len();
+        done.with_context(|| format!("{name}, {count} violations"))?;
+        wound_up.with_context(|| format!("{name} in the end, {count} violations"))?;
         ensure!(report.verdict() == Verdict::Valid, "{name}: {report}");
         if std::env::var_os("DRUMLIN_KEEP").is_none() {
             self.cluster.forget();
@@ -148,23 +149,30 @@ impl Run {
         self.cluster.recorder.note(What::Healed { ok_within_ms });
         self.cluster.wait_healthy(PATIENCE).await?;
         self.load.progress_everywhere(STEADY, PATIENCE).await?;
+        self.load.drain(PATIENCE).await?;
         self.load.stop().await?;
+        let mut committed = BTreeMap::new();
         for group in self.cluster.groups() {
             self.cluster.wait_converged(&group, PATIENCE).await?;
-            self.digests(&group).await?;
+            let index = self.digests(&group).await?;
+            committed.insert(group, index);
         }
-        for group in self.cluster.groups() {
-            self.read_each_replica(&group).await?;
+        for group in committed.keys() {
+            self.read_each_replica(group).await?;
         }
         self.watch.stop().await?;
         for name in self.cluster.names() {
             self.cluster.stop(&name, PATIENCE).await?;
         }
+        for (group, index) in committed {
+            let compared = logs::compare(&self.cluster, &group, index)?;
+            compared.into_iter().for_each(|what| self.cluster.recorder.note(what));
+        }
         Ok(())
     }
 
-    /// At an index where both are; as nothing is sent any more they meet at one soon.
-    async fn digests(&self, group: &str) -> Result<()> {
+    /// At an index where both are; as nothing is sent any more they meet at one soon. Tells which.
+    async fn digests(&self, group: &str) -> Result<u64> {
         let mut channels = Vec::new();
         for name in self.cluster.members(group) {
             let channel = native::connect(&self.cluster.client_address(&name)?).await?;
@@ -181,6 +189,7 @@ impl Run {
             Ok(indexes.all(|index| Some(index) == first).then_some(described))
         })
         .await?;
+        let index = described.first().map_or(0, |(_, of_node)| of_node.applied_index);
         for (node, of_node) in described {
             self.cluster.recorder.note(What::Digest {
                 node,
@@ -189,7 +198,7 @@ impl Run {
                 digest: of_node.state_digest,
             });
         }
-        Ok(())
+        Ok(index)
     }
 
     /// A replica shows what it has when it leads: the leader stops, and the other takes over.
@@ -225,8 +234,25 @@ impl Run {
 /// One cluster at a time: two would take each other's processor and be late.
 static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// Runs a test's body when it is its turn, with a limit, so that what hangs fails and cleans up.
+/// Runs the body of a test that is no suite when it is its turn, with a limit, so that what hangs
+/// fails and cleans up.
 pub async fn within<T>(limit: Duration, body: impl Future<Output = Result<T>>) -> Result<T> {
     let _turn = TURN.lock().await;
     tokio::time::timeout(limit, body).await.with_context(|| format!("not done within {limit:?}"))?
+}
+
+/// One suite, when it is its turn: a cluster under load, its faults in `body`, and the verdict,
+/// whatever became of the body. What hangs beyond `limit` fails, is judged, and is cleaned up.
+pub async fn suite(
+    name: &str,
+    layout: &Layout,
+    limit: Duration,
+    body: impl AsyncFnOnce(&mut Run) -> Result<()>,
+) -> Result<Report> {
+    let _turn = TURN.lock().await;
+    let late = || format!("not done within {limit:?}");
+    let started = tokio::time::timeout(limit, Run::start(name, layout)).await;
+    let mut run = started.with_context(late)??;
+    let done = tokio::time::timeout(limit, body(&mut run)).await;
+    run.finish(done.unwrap_or_else(|_| Err(anyhow!(late())))).await
 }

@@ -7,7 +7,7 @@ use drumlin_proto::native::status::Code;
 use drumlin_tests::cluster::{Layout, PATIENCE, wait_for};
 use drumlin_tests::load::native::{self, Sender, Sent};
 use drumlin_tests::loop_disk::LoopDisk;
-use drumlin_tests::run::{Run, within};
+use drumlin_tests::run::{Run, suite};
 
 use super::power::skipped;
 use super::{GOES_ON_WITHIN, IN_FAULT, limit};
@@ -33,14 +33,13 @@ async fn a_full_disk_of_the_leader_refuses_until_space_returns() -> Result<()> {
     if skipped("a_full_disk_of_the_leader_refuses_until_space_returns")? {
         return Ok(());
     }
-    within(limit(1), async {
-        let mut run = Run::start("disk full", &layout()).await?;
+    suite("disk full", &layout(), limit(1), async |run| {
         let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
         let channel = native::connect(&run.cluster.client_address(&leader)?).await?;
         native::create_topic(&channel, ASKED, 1, 1).await?;
         let filler = run.cluster.disk(&leader)?.path().join("filler");
         fill(&filler)?;
-        let cause = refusal(&run).await?;
+        let cause = refusal(run).await?;
         run.began("disk full", None, None);
         ensure!(cause.to_lowercase().contains("disk"), "no cause in {cause:?}");
         std::fs::remove_file(&filler)?;
@@ -49,11 +48,11 @@ async fn a_full_disk_of_the_leader_refuses_until_space_returns() -> Result<()> {
         for name in run.cluster.names() {
             ensure!(!run.cluster.ended(&name)?, "{name} ended");
         }
-        run.plan = run.plan.fault("disk full", 1);
-        run.finish().await?;
+        run.planned("disk full", 1);
         Ok(())
     })
-    .await
+    .await?;
+    Ok(())
 }
 
 async fn refusal(run: &Run) -> Result<String> {
@@ -76,8 +75,7 @@ async fn a_leader_whose_sync_fails_gives_way() -> Result<()> {
     if skipped("a_leader_whose_sync_fails_gives_way")? {
         return Ok(());
     }
-    within(limit(1), async {
-        let mut run = Run::start("failing sync", &layout()).await?;
+    suite("failing sync", &layout(), limit(1), async |run| {
         let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
         // From now on every write and sync of it fails, and its process goes on.
         LoopDisk::cut_power(run.cluster.disk(&leader)?.path())?;
@@ -88,13 +86,13 @@ async fn a_leader_whose_sync_fails_gives_way() -> Result<()> {
         run.cluster.kill(&leader)?;
         run.cluster.restore_power(&leader)?;
         run.recover().await?;
-        run.plan = run.plan.fault("failing sync", 1);
+        run.planned("failing sync", 1);
         run.plan.leader_changes_min = 1;
         run.plan.sends_in_faults_min = IN_FAULT;
-        run.finish().await?;
         Ok(())
     })
-    .await
+    .await?;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -102,8 +100,7 @@ async fn a_leader_whose_disk_stalls_gives_way() -> Result<()> {
     if skipped("a_leader_whose_disk_stalls_gives_way")? {
         return Ok(());
     }
-    within(limit(1), async {
-        let mut run = Run::start("stalled disk", &layout()).await?;
+    suite("stalled disk", &layout(), limit(1), async |run| {
         let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
         let frozen = run.cluster.disk(&leader)?.freeze()?;
         run.began("stalled disk", Some(GROUP), Some(GOES_ON_WITHIN));
@@ -112,11 +109,11 @@ async fn a_leader_whose_disk_stalls_gives_way() -> Result<()> {
         drop(frozen);
         run.ended("stalled disk");
         run.recover().await?;
-        run.plan = run.plan.fault("stalled disk", 1);
+        run.planned("stalled disk", 1);
         run.plan.leader_changes_min = 1;
         run.plan.sends_in_faults_min = IN_FAULT;
-        run.finish().await?;
         Ok(())
     })
-    .await
+    .await?;
+    Ok(())
 }

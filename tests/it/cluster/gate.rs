@@ -1,11 +1,13 @@
 //! What the witness and the gate in front of it promise where it is hardest: power lost by the only
 //! copy, leaders that come back, tails that were never committed, votes that must be remembered.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use drumlin_tests::cluster::{Layout, PATIENCE, Purpose, wait_for};
 use drumlin_tests::link::Mode;
 use drumlin_tests::load::native;
-use drumlin_tests::run::{Run, cycles, within};
+use drumlin_tests::run::{Run, cycles, suite};
 
 use super::power::skipped;
 use super::{GOES_ON_WITHIN, IN_FAULT, limit};
@@ -28,15 +30,14 @@ async fn power_lost_by_the_only_copy_stops_nobody_for_long() -> Result<()> {
         return Ok(());
     }
     let cycles = cycles(3);
-    within(limit(cycles), async {
-        let layout = Layout::one_group().on_disks(DISK_MEBIBYTES);
-        let mut run = Run::start("power loss alone", &layout).await?;
+    let layout = Layout::one_group().on_disks(DISK_MEBIBYTES);
+    suite("power loss alone", &layout, limit(cycles), async |run| {
         let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
         let follower = run.cluster.peer(&leader)?;
         run.cluster.kill(&follower)?;
         run.began("follower kill", Some(GROUP), Some(GOES_ON_WITHIN));
         run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
-        wait_alone(&run, &leader).await?;
+        wait_alone(run, &leader).await?;
         for cycle in 0..cycles {
             run.cluster.cut_power(&leader)?;
             let since = run.cluster.recorder.count();
@@ -50,25 +51,24 @@ async fn power_lost_by_the_only_copy_stops_nobody_for_long() -> Result<()> {
         }
         run.ended("follower kill");
         run.recover().await?;
-        run.plan = run.plan.fault("power loss alone", cycles);
+        run.planned("power loss alone", cycles);
         run.plan.leader_changes_min = cycles;
-        run.finish().await?;
         Ok(())
     })
-    .await
+    .await?;
+    Ok(())
 }
 
 /// Only the witness is there to elect it, so nobody else could have raised the term.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_restarts_leads_in_a_new_term() -> Result<()> {
-    within(limit(1), async {
-        let mut run = Run::start("restarted leader", &Layout::one_group()).await?;
+    suite("restarted leader", &Layout::one_group(), limit(1), async |run| {
         let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
         let follower = run.cluster.peer(&leader)?;
         run.cluster.kill(&follower)?;
         run.began("follower kill", Some(GROUP), Some(GOES_ON_WITHIN));
         run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
-        wait_alone(&run, &leader).await?;
+        wait_alone(run, &leader).await?;
         for _ in 0..2 {
             let term = run.cluster.look(&leader).await?.term;
             run.cluster.kill(&leader)?;
@@ -84,12 +84,12 @@ async fn a_leader_that_restarts_leads_in_a_new_term() -> Result<()> {
         }
         run.ended("follower kill");
         run.recover().await?;
-        run.plan = run.plan.fault("leader kill", 2);
+        run.planned("leader kill", 2);
         run.plan.leader_changes_min = 2;
-        run.finish().await?;
         Ok(())
     })
-    .await
+    .await?;
+    Ok(())
 }
 
 /// A leader that is cut off goes on taking sends that can never be committed. Nobody may see them,
@@ -97,8 +97,7 @@ async fn a_leader_that_restarts_leads_in_a_new_term() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_deposed_leader_had_alone_is_never_seen() -> Result<()> {
     let cycles = cycles(2);
-    within(limit(cycles), async {
-        let mut run = Run::start("deposed leader", &Layout::one_group()).await?;
+    suite("deposed leader", &Layout::one_group(), limit(cycles), async |run| {
         for cycle in 0..cycles {
             let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
             let follower = run.cluster.peer(&leader)?;
@@ -127,20 +126,20 @@ async fn what_a_deposed_leader_had_alone_is_never_seen() -> Result<()> {
             run.ended("kill of the deposed");
             run.recover().await?;
         }
-        run.plan = run.plan.fault("isolation", cycles).fault("kill of the deposed", cycles);
+        run.planned("isolation", cycles);
+        run.planned("kill of the deposed", cycles);
         run.plan.leader_changes_min = cycles;
         run.plan.sends_in_faults_min = cycles * IN_FAULT;
-        run.finish().await?;
         Ok(())
     })
-    .await
+    .await?;
+    Ok(())
 }
 
 /// A witness that comes back knows the term of its last vote before anybody has told it again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_witness_that_restarts_remembers_its_vote() -> Result<()> {
-    within(limit(1), async {
-        let mut run = Run::start("witness vote", &Layout::one_group()).await?;
+    suite("witness vote", &Layout::one_group(), limit(1), async |run| {
         let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
         // Another election, so that the vote is not the very first.
         run.cluster.kill(&leader)?;
@@ -171,9 +170,93 @@ async fn a_witness_that_restarts_remembers_its_vote() -> Result<()> {
         run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
         run.ended("witness kill");
         run.recover().await?;
-        run.plan = run.plan.fault("leader kill", 1).fault("witness kill", 1);
-        run.finish().await?;
+        run.planned("leader kill", 1);
+        run.planned("witness kill", 1);
         Ok(())
     })
-    .await
+    .await?;
+    Ok(())
+}
+
+/// How long entries are kept from the follower: far less than it may be silent here.
+const HELD_UP: Duration = Duration::from_secs(2);
+
+/// While the follower is slow to hear, the witness must not have what it has not: either of the two
+/// may be all that is left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_was_held_up_can_lead() -> Result<()> {
+    let cycles = cycles(1);
+    let layout = Layout::one_group().set("raft.peer_silence_max=60s");
+    suite("held up", &layout, limit(cycles), async |run| {
+        for _ in 0..cycles {
+            let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
+            let follower = run.cluster.peer(&leader)?;
+            let before = run.link_counts(&leader, &follower);
+            let appended = run.cluster.look(&leader).await?.appended;
+            let link = run.cluster.link_between(&leader, &follower, Purpose::Peer)?;
+            link.set_forward(Mode::Blackhole);
+            run.began("held up", None, None);
+            run.wait_links(&leader, &follower, before).await?;
+            wait_for("the leader takes nothing more", PATIENCE, async || {
+                Ok((run.cluster.look(&leader).await?.appended > appended).then_some(()))
+            })
+            .await?;
+            tokio::time::sleep(HELD_UP).await;
+            // What was held up must not arrive when it is of no use any more.
+            run.cluster.link_between(&leader, &follower, Purpose::Peer)?.cut();
+            run.cluster.kill(&leader)?;
+            run.cluster.open_links();
+            run.ended("held up");
+            run.began("leader kill", Some(GROUP), Some(GOES_ON_WITHIN));
+            run.load.progress(GROUP, IN_FAULT, 2 * GOES_ON_WITHIN).await?;
+            run.ended("leader kill");
+            run.recover().await?;
+        }
+        run.planned("held up", cycles);
+        run.planned("leader kill", cycles);
+        run.plan.leader_changes_min = cycles;
+        Ok(())
+    })
+    .await?;
+    Ok(())
+}
+
+/// Whoever says that two copies are kept can lose either: also right after the second one is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_says_it_is_paired_outlives_its_leader() -> Result<()> {
+    suite("said to be paired", &Layout::one_group(), limit(1), async |run| {
+        let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
+        let follower = run.cluster.peer(&leader)?;
+        run.cluster.kill(&follower)?;
+        run.began("follower kill", Some(GROUP), Some(GOES_ON_WITHIN));
+        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        let link = run.cluster.link_between(&leader, &follower, Purpose::Peer)?;
+        link.set_forward(Mode::Blackhole);
+        run.cluster.start_node(&follower)?;
+        wait_for("the follower is not back", PATIENCE, async || {
+            Ok(run.cluster.look(&follower).await.is_ok().then_some(()))
+        })
+        .await?;
+        // Whatever it says is to be true: who says nothing of one copy must be able to lose it.
+        if run.cluster.look(&leader).await?.paired == Some(false) {
+            run.cluster.open_links();
+            run.cluster.wait_paired(GROUP, PATIENCE).await?;
+        }
+        let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
+        let follower = run.cluster.peer(&leader)?;
+        run.cluster.link_between(&leader, &follower, Purpose::Peer)?.cut();
+        run.cluster.kill(&leader)?;
+        run.cluster.open_links();
+        run.ended("follower kill");
+        run.began("leader kill", Some(GROUP), Some(GOES_ON_WITHIN));
+        run.load.progress(GROUP, IN_FAULT, 2 * GOES_ON_WITHIN).await?;
+        run.ended("leader kill");
+        run.recover().await?;
+        run.planned("follower kill", 1);
+        run.planned("leader kill", 1);
+        run.plan.leader_changes_min = 1;
+        Ok(())
+    })
+    .await?;
+    Ok(())
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use drumlin_tests::cluster::{Layout, PATIENCE};
 use drumlin_tests::event::times_to_acknowledgement;
-use drumlin_tests::run::{Run, cycles, within};
+use drumlin_tests::run::{cycles, suite};
 
 use super::{GOES_ON_WITHIN, IN_FAULT, limit};
 
@@ -13,8 +13,7 @@ use super::{GOES_ON_WITHIN, IN_FAULT, limit};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kills_of_random_nodes_lose_nothing() -> Result<()> {
     let cycles = cycles(10);
-    within(limit(cycles), async {
-        let mut run = Run::start("kills", &Layout::two_groups()).await?;
+    suite("kills", &Layout::two_groups(), limit(cycles), async |run| {
         for cycle in 0..cycles {
             let all = run.cluster.names();
             let mut victims = vec![run.pick(&all).clone()];
@@ -41,20 +40,19 @@ async fn kills_of_random_nodes_lose_nothing() -> Result<()> {
             run.ended("kill");
             run.recover().await?;
         }
-        run.plan = run.plan.fault("kill", cycles);
+        run.planned("kill", cycles);
         run.plan.sends_in_faults_min = cycles * IN_FAULT;
-        run.finish().await?;
         Ok(())
     })
-    .await
+    .await?;
+    Ok(())
 }
 
 /// The survivor is elected each time while the group is paired, and in time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_leader_is_replaced_every_time() -> Result<()> {
     let cycles = cycles(5);
-    within(limit(cycles), async {
-        let mut run = Run::start("leader kills", &Layout::one_group()).await?;
+    suite("leader kills", &Layout::one_group(), limit(cycles), async |run| {
         let group = "broker-a";
         for cycle in 0..cycles {
             let leader = run.cluster.wait_leader(group, PATIENCE).await?;
@@ -71,12 +69,12 @@ async fn a_killed_leader_is_replaced_every_time() -> Result<()> {
             &run.cluster.recorder.events(),
             "leader kill",
         ));
-        run.plan = run.plan.fault("leader kill", cycles);
+        run.planned("leader kill", cycles);
         run.plan.leader_changes_min = cycles;
-        run.finish().await?;
         Ok(())
     })
-    .await
+    .await?;
+    Ok(())
 }
 
 /// As docs/performance.md has it.
@@ -109,8 +107,7 @@ async fn a_group_that_defers_syncs_and_died_whole_comes_back_whole() -> Result<(
 }
 
 async fn die_whole(name: &str, layout: &Layout, cycles: usize) -> Result<()> {
-    within(limit(cycles), async {
-        let mut run = Run::start(name, layout).await?;
+    suite(name, layout, limit(cycles), async |run| {
         for _ in 0..cycles {
             for name in run.cluster.names() {
                 run.cluster.kill(&name)?;
@@ -119,9 +116,9 @@ async fn die_whole(name: &str, layout: &Layout, cycles: usize) -> Result<()> {
             run.ended("kill of all");
             run.recover().await?;
         }
-        run.plan = run.plan.fault("kill of all", cycles);
-        run.finish().await?;
+        run.planned("kill of all", cycles);
         Ok(())
     })
-    .await
+    .await?;
+    Ok(())
 }

@@ -8,7 +8,7 @@ use drumlin_proto::native::status::Code;
 use drumlin_tests::cluster::{Layout, PATIENCE, wait_for};
 use drumlin_tests::link::Mode;
 use drumlin_tests::load::native::{self, Sender, Sent};
-use drumlin_tests::run::{Run, within};
+use drumlin_tests::run::suite;
 
 use super::{GOES_ON_WITHIN, IN_FAULT, limit};
 
@@ -18,8 +18,7 @@ const ASKED: &str = "asked";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_restart_one_by_one_under_load() -> Result<()> {
-    within(limit(6), async {
-        let mut run = Run::start("rolling restart", &Layout::two_groups()).await?;
+    suite("rolling restart", &Layout::two_groups(), limit(6), async |run| {
         let names = run.cluster.names();
         for name in &names {
             let group = run.cluster.node(name)?.group.clone();
@@ -31,19 +30,18 @@ async fn nodes_restart_one_by_one_under_load() -> Result<()> {
             println!("restart of {name}");
             run.recover().await?;
         }
-        run.plan = run.plan.fault("restart", names.len());
+        run.planned("restart", names.len());
         run.plan.sends_in_faults_min = names.len() * IN_FAULT;
-        run.finish().await?;
         Ok(())
     })
-    .await
+    .await?;
+    Ok(())
 }
 
 /// Running clients and brokers go on with what they know.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_needs_nameservers_to_go_on() -> Result<()> {
-    within(limit(2), async {
-        let mut run = Run::start("nameservers", &Layout::two_groups()).await?;
+    suite("nameservers", &Layout::two_groups(), limit(2), async |run| {
         let nameservers = run.cluster.nameservers();
         for name in &nameservers {
             run.cluster.kill(name)?;
@@ -56,19 +54,19 @@ async fn nobody_needs_nameservers_to_go_on() -> Result<()> {
         run.ended("nameserver kill");
         run.ended("no nameserver");
         run.recover().await?;
-        run.plan = run.plan.fault("nameserver kill", nameservers.len()).fault("no nameserver", 2);
+        run.planned("nameserver kill", nameservers.len());
+        run.planned("no nameserver", 2);
         run.plan.sends_in_faults_min = 5 * IN_FAULT;
-        run.finish().await?;
         Ok(())
     })
-    .await
+    .await?;
+    Ok(())
 }
 
 /// A topic that promises two copies refuses while there is one; others go on and say so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_copy_is_said_and_two_are_kept_where_promised() -> Result<()> {
-    within(limit(2), async {
-        let mut run = Run::start("one copy", &Layout::one_group()).await?;
+    let report = suite("one copy", &Layout::one_group(), limit(2), async |run| {
         let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
         let follower = run.cluster.peer(&leader)?;
         let channel = native::connect(&run.cluster.client_address(&leader)?).await?;
@@ -96,19 +94,18 @@ async fn one_copy_is_said_and_two_are_kept_where_promised() -> Result<()> {
             Ok(matches!(sent, Sent::Stored { degraded: false, .. }).then_some(()))
         })
         .await?;
-        run.plan = run.plan.fault("follower kill", 1);
-        let report = run.finish().await?;
-        ensure!(report.counts.degraded >= IN_FAULT, "{:?}", report.counts);
+        run.planned("follower kill", 1);
         Ok(())
     })
-    .await
+    .await?;
+    ensure!(report.counts.degraded >= IN_FAULT, "{:?}", report.counts);
+    Ok(())
 }
 
 /// Its term stays as it was, and the leader stays when it is back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_isolated_follower_disturbs_nobody() -> Result<()> {
-    within(limit(2), async {
-        let mut run = Run::start("isolation", &Layout::one_group()).await?;
+    suite("isolation", &Layout::one_group(), limit(2), async |run| {
         let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
         let follower = run.cluster.peer(&leader)?;
         let term = run.cluster.look(&leader).await?.term;
@@ -128,10 +125,10 @@ async fn an_isolated_follower_disturbs_nobody() -> Result<()> {
         run.recover().await?;
         let (now, seen) = run.cluster.leader(GROUP).await.context("no leader")?;
         ensure!((&now, seen.term) == (&leader, term), "{now} leads in term {}", seen.term);
-        run.plan = run.plan.fault("isolation", 1);
+        run.planned("isolation", 1);
         run.plan.sends_in_faults_min = IN_FAULT;
-        run.finish().await?;
         Ok(())
     })
-    .await
+    .await?;
+    Ok(())
 }

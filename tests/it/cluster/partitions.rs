@@ -5,10 +5,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use drumlin_tests::cluster::{CLIENTS, Layout, PATIENCE, Purpose, wait_for};
 use drumlin_tests::event::{Queue, Step, What};
-use drumlin_tests::link::{Counts, Link, Mode};
+use drumlin_tests::link::{Link, Mode};
 use drumlin_tests::load::native;
 use drumlin_tests::load::native::Fetcher;
-use drumlin_tests::run::{Run, within};
+use drumlin_tests::run::{Run, suite};
 
 use super::{GOES_ON_WITHIN, IN_FAULT, limit};
 
@@ -36,6 +36,10 @@ enum Kind {
     Flapping,
     /// Connections between the replicas are forgotten by one side.
     HalfOpen,
+    /// Connections between all members break again and again, each in its own time.
+    Loss,
+    /// Links between all members stop one by one, and go on one by one in another order.
+    Swizzle,
 }
 
 /// The short tier's, then the rest of the matrix.
@@ -52,6 +56,8 @@ const KINDS: &[Kind] = &[
     Kind::Delay,
     Kind::SlowFollower,
     Kind::HalfOpen,
+    Kind::Loss,
+    Kind::Swizzle,
 ];
 const SHORT_COUNT: usize = 6;
 
@@ -67,19 +73,18 @@ fn window() -> Duration {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partitions_lose_nothing_and_stop_nobody() -> Result<()> {
     let kinds = if long() { KINDS } else { &KINDS[..SHORT_COUNT] };
-    within(limit(kinds.len()), async {
-        let mut run = Run::start("partitions", &Layout::one_group()).await?;
+    suite("partitions", &Layout::one_group(), limit(kinds.len()), async |run| {
         for &kind in kinds {
-            partition(&mut run, kind).await.with_context(|| format!("{kind:?}"))?;
-            run.plan = run.plan.fault(&format!("{kind:?}"), 1);
+            partition(run, kind).await.with_context(|| format!("{kind:?}"))?;
+            run.planned(&format!("{kind:?}"), 1);
             run.recover().await.with_context(|| format!("after {kind:?}"))?;
         }
         run.plan.leader_changes_min = 1;
         run.plan.sends_in_faults_min = kinds.len() * IN_FAULT;
-        run.finish().await?;
         Ok(())
     })
-    .await
+    .await?;
+    Ok(())
 }
 
 /// The three names that matter, as they are when a partition begins.
@@ -97,18 +102,21 @@ async fn partition(run: &mut Run, kind: Kind) -> Result<()> {
     })
     .await?;
     let roles = Roles { follower: run.cluster.peer(&leader)?, leader };
-    let before = counts(run, &roles);
+    let before = felt(run, kind, &roles);
     let term_before = run.cluster.look(&roles.leader).await?.term;
     begin(run, kind, &roles)?;
     wait_for("no link shows the fault", PATIENCE, async || {
-        Ok(felt(kind, before, counts(run, &roles)).then_some(()))
+        Ok((felt(run, kind, &roles) > before).then_some(()))
     })
     .await?;
     println!("partition {kind:?}: {} led", roles.leader);
-    // Without clients there is nothing to acknowledge.
-    let goes_on = (kind != Kind::Clients).then_some(GOES_ON_WITHIN);
-    run.began(&format!("{kind:?}"), Some(GROUP), goes_on);
-    tokio::time::sleep(window()).await;
+    // Without clients nothing can be acknowledged, and with all links stopped nothing need be.
+    let goes_on = !matches!(kind, Kind::Clients | Kind::Swizzle);
+    run.began(&format!("{kind:?}"), Some(GROUP), goes_on.then_some(GOES_ON_WITHIN));
+    match kind {
+        Kind::Swizzle => swizzle(run, &roles).await?,
+        _ => tokio::time::sleep(window()).await,
+    }
     match kind {
         Kind::LeaderFromRest => isolated_leader(run, &roles).await?,
         Kind::Replicas
@@ -160,40 +168,46 @@ async fn isolated_leader(run: &Run, roles: &Roles) -> Result<()> {
     Ok(())
 }
 
-/// Over all links in question.
-fn counts(run: &Run, Roles { leader, follower }: &Roles) -> Counts {
-    let pairs = [
-        (leader.as_str(), follower.as_str()),
-        (leader, WITNESS),
-        (follower, WITNESS),
-        (CLIENTS, leader),
-        (CLIENTS, follower),
-    ];
-    pairs.into_iter().map(|(one, other)| run.link_counts(one, other)).fold(
-        Counts::default(),
-        |sum, counts| Counts {
-            refused: sum.refused + counts.refused,
-            reset: sum.reset + counts.reset,
-            held_back: sum.held_back + counts.held_back,
-            accepted: sum.accepted + counts.accepted,
-            forward_bytes: sum.forward_bytes + counts.forward_bytes,
-            backward_bytes: sum.backward_bytes + counts.backward_bytes,
-        },
-    )
+/// Times that something was done to what wanted to pass over the links in question.
+fn felt(run: &Run, kind: Kind, Roles { leader, follower }: &Roles) -> u64 {
+    let replicas = (leader.as_str(), follower.as_str());
+    let (of_leader, of_follower) = ((leader.as_str(), WITNESS), (follower.as_str(), WITNESS));
+    let pairs = match kind {
+        Kind::LeaderFromRest => vec![replicas, of_leader],
+        Kind::LeaderToFollower
+        | Kind::FollowerToLeader
+        | Kind::Replicas
+        | Kind::SlowFollower
+        | Kind::Flapping
+        | Kind::HalfOpen => vec![replicas],
+        Kind::LeaderFromWitness => vec![of_leader],
+        Kind::FollowerFromWitness => vec![of_follower],
+        Kind::Nameserver => vec![of_leader, of_follower],
+        Kind::Clients => vec![(CLIENTS, leader.as_str()), (CLIENTS, follower.as_str())],
+        Kind::Delay | Kind::Loss | Kind::Swizzle => vec![replicas, of_leader, of_follower],
+    };
+    pairs.into_iter().map(|(one, other)| run.link_counts(one, other).felt()).sum()
 }
 
-/// Whether the fault was felt by somebody.
-fn felt(kind: Kind, before: Counts, now: Counts) -> bool {
-    match kind {
-        // Bytes that passed meanwhile passed late.
-        Kind::Delay | Kind::SlowFollower => {
-            now.forward_bytes > before.forward_bytes && now.backward_bytes > before.backward_bytes
-        }
-        _ => {
-            let sum = |counts: Counts| counts.refused + counts.reset + counts.held_back;
-            sum(now) > sum(before)
-        }
+/// Who dials whom between the members of the group.
+fn member_links(Roles { leader, follower }: &Roles) -> [(&str, &str); 4] {
+    [(leader, follower), (follower, leader), (leader, WITNESS), (follower, WITNESS)]
+}
+
+/// The first is held already.
+async fn swizzle(run: &mut Run, roles: &Roles) -> Result<()> {
+    let mut links = member_links(roles);
+    let pause = window() / u32::try_from(2 * links.len())?;
+    for (from, to) in links {
+        run.cluster.link_between(from, to, Purpose::Peer)?.set(Mode::Blackhole);
+        tokio::time::sleep(pause).await;
     }
+    run.rng.shuffle(&mut links);
+    for (from, to) in links {
+        run.cluster.link_between(from, to, Purpose::Peer)?.open();
+        tokio::time::sleep(pause).await;
+    }
+    Ok(())
 }
 
 /// Nothing from `from` reaches `to`, whoever dialled.
@@ -208,7 +222,8 @@ fn both_ways(run: &Run, one: &str, other: &str, change: impl Fn(&Link)) {
     there.into_iter().chain(back).for_each(change);
 }
 
-fn begin(run: &Run, kind: Kind, Roles { leader, follower }: &Roles) -> Result<()> {
+fn begin(run: &Run, kind: Kind, roles: &Roles) -> Result<()> {
+    let Roles { leader, follower } = roles;
     let hold = |link: &Link| link.set(Mode::Blackhole);
     match kind {
         Kind::LeaderFromRest => {
@@ -250,6 +265,15 @@ fn begin(run: &Run, kind: Kind, Roles { leader, follower }: &Roles) -> Result<()
             both_ways(run, leader, follower, |link| link.flap(Duration::from_millis(500)));
         }
         Kind::HalfOpen => both_ways(run, leader, follower, Link::half_open),
+        Kind::Loss => {
+            for (from, to) in member_links(roles) {
+                let link = run.cluster.link_between(from, to, Purpose::Peer)?;
+                link.lose(Duration::from_millis(100), 10);
+            }
+        }
+        Kind::Swizzle => {
+            run.cluster.link_between(leader, follower, Purpose::Peer)?.set(Mode::Blackhole);
+        }
     }
     Ok(())
 }

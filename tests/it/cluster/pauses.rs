@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use drumlin_tests::cluster::{Layout, PATIENCE};
-use drumlin_tests::run::{Run, cycles, within};
+use drumlin_tests::run::{cycles, suite};
 
 use super::{GOES_ON_WITHIN, IN_FAULT, limit};
 
@@ -14,8 +14,7 @@ const PAUSE: Duration = Duration::from_secs(10);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_leader_is_replaced_and_shows_nothing_new() -> Result<()> {
     let cycles = cycles(2);
-    within(limit(cycles), async {
-        let mut run = Run::start("pauses", &Layout::one_group()).await?;
+    suite("pauses", &Layout::one_group(), limit(cycles), async |run| {
         let group = "broker-a";
         for cycle in 0..cycles {
             let leader = run.cluster.wait_leader(group, PATIENCE).await?;
@@ -34,11 +33,11 @@ async fn a_paused_leader_is_replaced_and_shows_nothing_new() -> Result<()> {
             let seen = run.cluster.look(&leader).await?;
             ensure!(seen.term >= term, "{leader} goes on in term {}, not {term}", seen.term);
         }
-        run.plan = run.plan.fault("pause", cycles);
+        run.planned("pause", cycles);
         run.plan.leader_changes_min = cycles;
         run.plan.sends_in_faults_min = cycles * IN_FAULT;
-        run.finish().await?;
         Ok(())
     })
-    .await
+    .await?;
+    Ok(())
 }

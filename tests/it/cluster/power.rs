@@ -3,7 +3,7 @@
 use anyhow::Result;
 use drumlin_tests::cluster::{Layout, PATIENCE};
 use drumlin_tests::loop_disk::LoopDisk;
-use drumlin_tests::run::{Run, cycles, within};
+use drumlin_tests::run::{cycles, suite};
 
 use super::{GOES_ON_WITHIN, IN_FAULT, limit};
 
@@ -40,8 +40,7 @@ async fn power_lost_on_one_data_node_loses_nothing_where_syncs_are_deferred() ->
 }
 
 async fn lose_power_by_turns(name: &str, layout: &Layout, cycles: usize) -> Result<()> {
-    within(limit(cycles), async {
-        let mut run = Run::start(name, layout).await?;
+    suite(name, layout, limit(cycles), async |run| {
         for cycle in 0..cycles {
             let victim = run.pick(&run.cluster.members(GROUP)).clone();
             run.cluster.cut_power(&victim)?;
@@ -52,12 +51,12 @@ async fn lose_power_by_turns(name: &str, layout: &Layout, cycles: usize) -> Resu
             run.cluster.restore_power(&victim)?;
             run.recover().await?;
         }
-        run.plan = run.plan.fault("power loss", cycles);
+        run.planned("power loss", cycles);
         run.plan.sends_in_faults_min = cycles * IN_FAULT;
-        run.finish().await?;
         Ok(())
     })
-    .await
+    .await?;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -67,9 +66,8 @@ async fn power_lost_on_both_data_nodes_loses_nothing() -> Result<()> {
     }
     // The long tier cuts both a quarter as often as one.
     let cycles = cycles(8).div_ceil(4);
-    within(limit(cycles), async {
-        let layout = Layout::one_group().on_disks(DISK_MEBIBYTES);
-        let mut run = Run::start("power loss of both", &layout).await?;
+    let layout = Layout::one_group().on_disks(DISK_MEBIBYTES);
+    suite("power loss of both", &layout, limit(cycles), async |run| {
         for cycle in 0..cycles {
             let mut victims = run.cluster.members(GROUP);
             run.rng.shuffle(&mut victims);
@@ -89,9 +87,9 @@ async fn power_lost_on_both_data_nodes_loses_nothing() -> Result<()> {
             }
             run.recover().await?;
         }
-        run.plan = run.plan.fault("power loss of both", cycles);
-        run.finish().await?;
+        run.planned("power loss of both", cycles);
         Ok(())
     })
-    .await
+    .await?;
+    Ok(())
 }

@@ -95,7 +95,9 @@ impl<'a> Book<'a> {
                 | What::MaxOffset { .. }
                 | What::Commit { .. }
                 | What::Committed { .. } => book.call(at, event, &mut open, report),
-                What::Digest { .. }
+                What::Skipped { .. }
+                | What::Compared { .. }
+                | What::Digest { .. }
                 | What::Leader { .. }
                 | What::Fault { .. }
                 | What::FaultEnds { .. }

@@ -17,6 +17,8 @@ pub(super) fn check(book: &Book<'_>, plan: &Plan, report: &mut Report) {
     all_were_sent(book, report);
     same_ends(book, report);
     same_digests(book, report);
+    same_logs(book, plan, report);
+    nothing_skipped(book, report);
     all_replicas_were_read(book, plan, report);
 }
 
@@ -186,9 +188,44 @@ fn same_digests(book: &Book<'_>, report: &mut Report) {
     }
 }
 
+/// Byte for byte what clients cannot see: terms, clocks, checksums, and the witness's headers.
+fn same_logs(book: &Book<'_>, plan: &Plan, report: &mut Report) {
+    let mut compared: BTreeMap<&str, usize> = BTreeMap::new();
+    for event in book.events {
+        let What::Compared { group, one, other, entries, difference } = &event.what else {
+            continue;
+        };
+        if let Some(difference) = difference {
+            report.add(Class::Divergence, format!("logs of {one} and {other}: {difference}"));
+        } else if *entries == 0 {
+            report.doubts.push(format!("logs of {one} and {other} have nothing in common"));
+        }
+        *compared.entry(group).or_default() += 1;
+    }
+    for group in plan.replicas.keys().filter(|_| plan.logs_compared_min > 0) {
+        let (pairs, wanted) = (compared.get(&**group).copied(), plan.logs_compared_min);
+        if pairs.unwrap_or(0) < wanted {
+            let pairs = pairs.unwrap_or(0);
+            report.doubts.push(format!("{pairs} pairs of logs of {group} compared, not {wanted}"));
+        }
+    }
+}
+
+fn nothing_skipped(book: &Book<'_>, report: &mut Report) {
+    for (line, event) in book.events.iter().enumerate() {
+        if let What::Skipped { queue, expected, offset } = &event.what {
+            let text = format!("line {line}: a reader of {queue} got {offset} after {expected}");
+            report.add(Class::Skipped, text);
+        }
+    }
+}
+
 fn all_replicas_were_read(book: &Book<'_>, plan: &Plan, report: &mut Report) {
     for queue in &book.queues {
-        let Some(nodes) = plan.replicas.get(&*queue.group) else { continue };
+        let Some(nodes) = plan.replicas.get(&*queue.group) else {
+            report.doubts.push(format!("{queue} is of a broker group that nobody planned"));
+            continue;
+        };
         for node in nodes {
             let read = |read: &FinalRead<'_>| {
                 read.node == node && book.queues.get(read.queue) == Some(queue)

@@ -252,6 +252,10 @@ impl Model {
                 let digest = What::Digest { node, group, index: 99, digest: "abc".into() };
                 self.line(0, Step::Ok, digest);
             }
+            let [one, other] = nodes.map(str::to_owned);
+            let (group, difference) = (group.to_owned(), None);
+            let compared = What::Compared { group, one, other, entries: 99, difference };
+            self.line(0, Step::Ok, compared);
         }
     }
 }
@@ -278,6 +282,7 @@ fn plan() -> Plan {
         sends_in_faults_min: 5,
         leader_changes_min: 1,
         replicas: replicas.collect(),
+        logs_compared_min: 1,
         ..Plan::default()
     };
     plan.fault("kill", 1)
@@ -321,6 +326,8 @@ const MUTATIONS: &[Mutation] = &[
     ("acknowledge one offset twice", reuse_offset, &[Class::InconsistentOffset]),
     ("let a consumer see what is gone later", vanish, &[Class::Vanished]),
     ("let replicas' states differ", differ, &[Class::Divergence]),
+    ("let logs differ", differ_on_disk, &[Class::Divergence]),
+    ("let a reader skip a record", skip, &[Class::Skipped]),
     ("elect two in one term", elect_two, &[Class::TwoLeaders]),
     ("acknowledge nothing after the fault", block, &[Class::Liveness]),
 ];
@@ -364,6 +371,10 @@ fn a_run_that_saw_too_little_proves_nothing() {
     assert_eq!(without(|what| matches!(what, What::Fault { .. })), Verdict::Unknown);
     let unread = |what: &What| matches!(what, What::FinalRead { node, .. } if node == "a-1");
     assert_eq!(without(unread), Verdict::Unknown);
+    let of_a = |what: &What| matches!(what, What::Compared { group, .. } if group == "a");
+    assert_eq!(without(of_a), Verdict::Unknown);
+    let unplanned = Plan { replicas: BTreeMap::new(), ..plan() };
+    assert_eq!(check(&events, &unplanned).verdict(), Verdict::Unknown);
 }
 
 #[test]
@@ -615,6 +626,20 @@ fn differ(events: &mut Vec<Event>, rng: &mut fastrand::Rng) {
         What::Digest { digest, .. } => digest.push('!'),
         other => panic!("{other:?}"),
     }
+}
+
+fn differ_on_disk(events: &mut Vec<Event>, _rng: &mut fastrand::Rng) {
+    let compared = lines(events, |event| matches!(event.what, What::Compared { .. }));
+    match &mut events[compared[0]].what {
+        What::Compared { difference, .. } => *difference = Some("entry 7".into()),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn skip(events: &mut Vec<Event>, _rng: &mut fastrand::Rng) {
+    let what = What::Skipped { queue: Queue::new("t", "a", 0), expected: 3, offset: 4 };
+    let t_ns = events.last().unwrap().t_ns;
+    events.push(Event { t_ns, process: 0, step: Step::Ok, what });
 }
 
 fn elect_two(events: &mut Vec<Event>, _rng: &mut fastrand::Rng) {

@@ -79,7 +79,8 @@ impl Asker {
                     |end: &&(String, u32, u64)| *end.0 == *queue.group && end.1 == queue.id;
                 ends.find(of_queue).map(|end| end.2)
             });
-            let step = if end.is_some() { Step::Ok } else { Step::Fail };
+            // An answer that leaves a queue out says that nothing is there.
+            let step = if answer.is_some() { Step::Ok } else { Step::Fail };
             let what = What::MaxOffset { queue: queue.clone(), offset: end };
             recorder.record(process, step, what);
             found.extend(end.map(|end| (queue, end)));

@@ -15,7 +15,7 @@ pub(super) async fn run(shared: Arc<Shared>, group: String, number: usize) -> Re
     let nodes = shared.nodes(&group).to_vec();
     let mut count: u64 = 0;
     for (_, address) in nodes.iter().cycle() {
-        if shared.stop.is_cancelled() {
+        if shared.sent_enough.is_cancelled() {
             break;
         }
         let sender = match connect(address).await {
@@ -26,7 +26,7 @@ pub(super) async fn run(shared: Arc<Shared>, group: String, number: usize) -> Re
             shared.pause(RETRY_PAUSE).await;
             continue;
         };
-        while !shared.stop.is_cancelled() {
+        while !shared.sent_enough.is_cancelled() {
             count += 1;
             let id = u32::try_from(count % u64::from(shared.mix.queue_count))?;
             let value = format!("p{process}-{count}");

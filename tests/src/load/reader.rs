@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::native::{Fetcher, connect};
+use super::native::{Fetched, Fetcher, connect};
 use super::{RETRY_PAUSE, Shared};
-use crate::event::{Step, What};
+use crate::event::{Queue, Step, What};
 
 /// Silence after which another node is asked.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
@@ -32,8 +32,9 @@ pub(super) async fn run(shared: Arc<Shared>, group: String) -> Result<()> {
             shared.stop.run_until_cancelled(fetcher.next(SILENCE_MAX)).await
         {
             let queue = shared.queue(&group, fetched.queue);
-            if let Some((_, position)) = next.iter_mut().find(|(id, _)| *id == fetched.queue) {
-                *position = fetched.next.unwrap_or(*position);
+            let position = next.iter_mut().find(|(id, _)| *id == fetched.queue);
+            if let Some((_, position)) = position {
+                go_on(&shared, &queue, position, &fetched);
             }
             if fetched.seen.is_empty() {
                 continue;
@@ -46,4 +47,20 @@ pub(super) async fn run(shared: Arc<Shared>, group: String) -> Result<()> {
         shared.pause(RETRY_PAUSE).await;
     }
     Ok(())
+}
+
+/// Moves the position behind what came, which must begin at it and leave nothing out.
+fn go_on(shared: &Shared, queue: &Queue, position: &mut u64, fetched: &Fetched) {
+    let starts = fetched.seen.is_empty().then_some(fetched.next).flatten();
+    let offsets = starts.into_iter().chain(fetched.seen.iter().map(|seen| seen.offset));
+    let mut expected = *position;
+    for offset in offsets {
+        if offset != expected {
+            let queue = queue.clone();
+            shared.recorder.note(What::Skipped { queue, expected, offset });
+        }
+        expected = if fetched.seen.is_empty() { offset } else { offset + 1 };
+    }
+    *position = expected;
+    shared.read.lock().insert(queue.clone(), expected);
 }

@@ -44,7 +44,7 @@ pub(super) async fn produce(shared: Arc<Shared>) -> Result<()> {
     let producer = client.producer().send_timeout(Duration::from_secs(20)).build().await?;
     let mut process = shared.recorder.new_process();
     let mut count: u64 = 0;
-    while !shared.stop.is_cancelled() {
+    while !shared.sent_enough.is_cancelled() {
         count += 1;
         if send(&shared, &producer, process, &format!("s{process}-{count}")).await == Step::Info {
             process = shared.recorder.new_process();
