@@ -1,10 +1,11 @@
 """Producer and consumer of the official Python client that live through what is done to a cluster.
 
-traffic.py ENDPOINTS TOPIC reads commands on stdin: `phase NAME` answers once new messages were
+traffic.py ENDPOINTS TOPIC [GROUP] reads commands on stdin: `phase NAME` answers once new messages were
 acknowledged and received after it; `end` stops sending and answers once all that was acknowledged
 has been received, byte by byte.
 """
 
+import os
 import sys
 import threading
 import time
@@ -13,10 +14,12 @@ from rocketmq import (ClientConfiguration, Credentials, FilterExpression, Messag
                       SimpleConsumer)
 
 ENDPOINTS, TOPIC = sys.argv[1], sys.argv[2]
+GROUP = sys.argv[3] if len(sys.argv) > 3 else f"{TOPIC}-group"
 PHASE_MESSAGES = 30
 # Official clients refresh their routes every 30 s, and each failed call takes time of its own.
 PATIENCE_S = 120
-LEASE_S = 60
+# What came in an answer that got lost comes again behind it.
+LEASE_S = int(os.environ.get("LEASE_S", "60"))
 
 
 class Traffic:
@@ -95,7 +98,7 @@ def main():
     producer = Producer(configuration, (TOPIC,))
     producer.startup()
     subscription = {TOPIC: FilterExpression("*")}
-    consumer = SimpleConsumer(configuration, f"{TOPIC}-group", subscription, await_duration=3)
+    consumer = SimpleConsumer(configuration, GROUP, subscription, await_duration=3)
     consumer.startup()
     traffic = Traffic()
     threads = [threading.Thread(target=traffic.send, args=(producer,), daemon=True),
@@ -127,5 +130,4 @@ def main():
 code = main()
 sys.stdout.flush()
 # The client's own threads may hang on connections to containers that are gone.
-import os  # noqa: E402
 os._exit(code)
