@@ -7,7 +7,7 @@ use drumlin_proto::record::{RecordFields, Run, RunBuilder};
 
 use super::*;
 use crate::command::{Command, Outcome, TopicType};
-use crate::config::NodeAddress;
+use crate::config::{ListenerConfig, NodeAddress};
 use crate::replica::changing::ChangeError;
 use crate::replica::elect::{Candidate, ElectError};
 use crate::replica::{Applied, Item, ProposeError};

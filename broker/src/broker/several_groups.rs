@@ -23,7 +23,8 @@ use drumlin_proto::rocketmq::receive_message_response::Content;
 use futures::{Stream, StreamExt, stream};
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
-use tonic::transport::Channel;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Channel, Server};
 use tonic::{Response, Status, Streaming};
 
 use super::*;

@@ -22,7 +22,7 @@ use super::network::endpoint;
 use super::raft_types::Membership;
 use super::restore::{RestoreError, Restored, restore};
 use super::wire::Caller;
-use crate::broker;
+use crate::broker::opening;
 use crate::config::Config;
 use crate::data_dir::{DataDir, DataDirError, Found};
 use crate::entry::{Entry, EntryKind};
@@ -96,12 +96,12 @@ pub struct Candidate {
 impl Candidate {
     /// Opens the data directory of a stopped node, and asks the other members how far they are.
     pub async fn of(config: &Config) -> Result<Self, ElectError> {
-        let data_dir = match broker::find_data_dir(config)? {
+        let data_dir = match opening::find_data_dir(config)? {
             Found::Owned(data_dir) => data_dir,
             Found::Empty(_) => return Err(ElectError::Empty),
         };
-        let opened = broker::open_checkpoints(&data_dir)?;
-        let open_log = broker::log_opener(config, &data_dir, LogMetrics::default());
+        let opened = opening::open_checkpoints(&data_dir)?;
+        let open_log = opening::log_opener(config, &data_dir, LogMetrics::default());
         let group = config.broker_group.clone();
         let restoring = tokio::task::spawn_blocking(move || restore(opened, open_log, &group));
         let restored = restoring.await.map_err(io::Error::other)??;
@@ -116,16 +116,16 @@ impl Candidate {
         }
         let Restored { log, applying, .. } = restored;
         let said_gate = applying.state.applied().map(|at| (at, applying.state.gate()));
-        let store = LogStore::new(log.clone(), &broker::hint_path(&data_dir), said_gate)?;
+        let store = LogStore::new(log.clone(), &opening::hint_path(&data_dir), said_gate)?;
         let alone = store.facts().borrow().mode != Mode::Paired;
         let nodes = members.nodes().filter(|(id, _)| **id != me);
-        let addresses = broker::addresses(config);
+        let addresses = opening::addresses(config);
         let asked = nodes.map(|(id, node)| ask(&data_dir, *id, node, &addresses));
         let others = join_all(asked).await;
         if let Some(name) = led_by(&others) {
             return Err(ElectError::Led { name });
         }
-        let address = broker::own_address(config);
+        let address = opening::own_address(config);
         Ok(Self { last: log.last(), data_dir, log, address, alone, others })
     }
 

@@ -12,7 +12,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Server};
 
 use super::*;
-use crate::broker::{open_data_dir, start_replica};
+use crate::broker::opening::{open_data_dir, start_replica};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::replica::start::Running;
