@@ -11,7 +11,7 @@ use openraft::errors::RaftError;
 use super::bootstrap;
 use super::leadership::TransferError;
 use super::membership::{BrokerNode, Role};
-use super::raft_types::{TypeConfig, entry_id};
+use super::raft_types::{Membership, TypeConfig, entry_id};
 use super::{ProposeError, Replica};
 use crate::position::EntryIndex;
 
@@ -94,6 +94,14 @@ impl Members {
             self.nodes.keys().copied().find(|id| is(id, Role::Witness) && Some(*id) != leaving);
         voters.insert(joins.or(votes).or(waits).ok_or(ChangeError::WitnessMissing)?);
         Ok(voters)
+    }
+}
+
+/// The voters to be, while both those and the former ones decide.
+fn unfinished(membership: &Membership) -> Option<BTreeSet<u64>> {
+    match membership.get_joint_config().as_slice() {
+        [_, .., last] => Some(last.clone()),
+        [] | [_] => None,
     }
 }
 
@@ -186,13 +194,25 @@ impl Replica {
         Ok(id)
     }
 
+    /// A change that a former leader left half way is finished first.
     async fn begin_change(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, ChangeError> {
         let one = self.shared.changing.try_lock().map_err(|_| ChangeError::UnderWay)?;
         match self.read_barrier().await {
-            Ok(()) => Ok(one),
-            Err(ProposeError::NotLeader { leader }) => Err(ChangeError::NotLeader { leader }),
-            Err(error) => Err(ChangeError::Unknown(error.to_string())),
+            Ok(()) => {}
+            Err(ProposeError::NotLeader { leader }) => {
+                return Err(ChangeError::NotLeader { leader });
+            }
+            Err(error) => return Err(ChangeError::Unknown(error.to_string())),
         }
+        let unfinished = {
+            let metrics = self.shared.raft.server_metrics();
+            unfinished(metrics.borrow_watched().membership_config.membership())
+        };
+        if let Some(voters) = unfinished {
+            tracing::warn!(?voters, "a change of the membership was left half way: finishing it");
+            self.set_voters(voters).await?;
+        }
+        Ok(one)
     }
 
     async fn add(&self, name: &str, address: &str, role: Role) -> Result<u64, ChangeError> {
@@ -323,6 +343,18 @@ mod tests {
         assert!(changed(&three, Some(4), None).contains("even number"));
         assert!(changed(&three, None, Some(3)).contains("need a witness"));
         assert_eq!(changed(&three, Some(4), Some(1)), "{2, 3, 4}");
+    }
+
+    #[test]
+    fn change_that_was_left_half_way_leads_to_the_voters_to_be() {
+        let nodes: BTreeMap<_, _> = (1..=4).map(|id| (id, BrokerNode::default())).collect();
+        let of = |configs: &[&[u64]]| {
+            let configs = configs.iter().map(|ids| ids.iter().copied().collect()).collect();
+            Membership::new(configs, nodes.clone()).unwrap()
+        };
+        assert_eq!(unfinished(&of(&[&[1, 2, 3]])), None);
+        let half_way = of(&[&[1, 2, 3], &[1, 3, 4]]);
+        assert_eq!(unfinished(&half_way), Some(BTreeSet::from([1, 3, 4])));
     }
 
     #[test]
