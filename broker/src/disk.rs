@@ -27,7 +27,8 @@ pub trait DiskFile: fmt::Debug + Send + Sync {
 }
 
 pub trait Disk: fmt::Debug + Send + Sync {
-    /// Creates a directory (0700) and those above it; one that is there already is fine.
+    /// Creates a directory (0700) and those above it; one that is there already is fine. Those
+    /// above it are durable then.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
     /// Names in a directory, ascending; none if there is no such directory.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
@@ -124,7 +125,20 @@ impl DiskFile for RealFile {
 
 impl Disk for RealDisk {
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        named(dir, fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(dir))
+        let mut missing = Vec::new();
+        for above in dir.ancestors() {
+            if named(above, above.try_exists())? {
+                break;
+            }
+            missing.push(above);
+        }
+        named(dir, fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(dir))?;
+        for made in missing.iter().rev().filter_map(|made| made.parent()) {
+            // Of a relative path the last parent has no name.
+            let above = if made.as_os_str().is_empty() { Path::new(".") } else { made };
+            self.sync_dir(above)?;
+        }
+        Ok(())
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
