@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use drumlin_proto::ids::{QueueId, QueueKey, TopicId, TopicName};
 use drumlin_proto::record::{RecordFields, Run, RunBuilder};
+use uuid::Uuid;
 
 use super::*;
 use crate::command::{Command, Outcome, TopicType};
-use crate::config::{ListenerConfig, NodeAddress};
+use crate::config::{Flush, ListenerConfig, NodeAddress};
+use crate::data_dir::{Claim, Found};
+use crate::log::{Log, LogOptions};
 use crate::replica::changing::ChangeError;
 use crate::replica::elect::{Candidate, ElectError};
 use crate::replica::{Applied, Item, ProposeError};
@@ -101,6 +104,20 @@ async fn until_readable(broker: &Broker, record_count: u64) {
     tokio::time::timeout(PATIENCE, waiting).await.unwrap();
 }
 
+/// Stores a second record with whoever leads, and waits until all show both.
+async fn go_on(brokers: &[Broker]) {
+    send(&brokers[leader(brokers).await], "after").await.unwrap();
+    for broker in brokers {
+        until_readable(broker, 2).await;
+    }
+}
+
+async fn stop_all(brokers: Vec<Broker>) {
+    for broker in brokers {
+        broker.shutdown().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_nodes_become_a_group_whose_followers_have_all_of_it() {
     let group = Group::new(3);
@@ -120,9 +137,7 @@ async fn three_nodes_become_a_group_whose_followers_have_all_of_it() {
         matches!(refused, ProposeError::NotLeader { leader: Some(id) } if id == leader_id),
         "{refused}"
     );
-    for broker in brokers {
-        broker.shutdown().await;
-    }
+    stop_all(brokers).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -141,18 +156,10 @@ async fn founder_that_comes_last_makes_the_group_and_all_survive_a_restart() {
     let leads = leader(&brokers).await;
     create_topic(&brokers[leads]).await;
     send(&brokers[leads], "kept").await.unwrap();
-    for broker in brokers {
-        broker.shutdown().await;
-    }
+    stop_all(brokers).await;
     let brokers = group.start_all().await;
-    let leads = leader(&brokers).await;
-    send(&brokers[leads], "after").await.unwrap();
-    for broker in &brokers {
-        until_readable(broker, 2).await;
-    }
-    for broker in brokers {
-        broker.shutdown().await;
-    }
+    go_on(&brokers).await;
+    stop_all(brokers).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -163,14 +170,8 @@ async fn two_of_three_go_on_without_the_leader() {
     create_topic(&brokers[leads]).await;
     send(&brokers[leads], "before").await.unwrap();
     brokers.remove(leads).shutdown().await;
-    let leads = leader(&brokers).await;
-    send(&brokers[leads], "after").await.unwrap();
-    for broker in &brokers {
-        until_readable(broker, 2).await;
-    }
-    for broker in brokers {
-        broker.shutdown().await;
-    }
+    go_on(&brokers).await;
+    stop_all(brokers).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -192,9 +193,7 @@ async fn leader_that_stops_lets_another_lead_before_it_goes() {
     stopping.shutdown().await;
     let leads = leader(&brokers).await;
     send(&brokers[leads], "after").await.unwrap();
-    for broker in brokers {
-        broker.shutdown().await;
-    }
+    stop_all(brokers).await;
 }
 
 async fn until_peers_are_heard(broker: &Broker, count: usize) {
@@ -246,14 +245,8 @@ async fn node_that_is_added_takes_the_place_of_a_lost_one() {
     assert!(matches!(gone, ChangeError::NoMember { .. }), "{gone}");
     brokers.remove(lost).shutdown().await;
     brokers.push(added);
-    let leads = leader(&brokers).await;
-    send(&brokers[leads], "after").await.unwrap();
-    for broker in &brokers {
-        until_readable(broker, 2).await;
-    }
-    for broker in brokers {
-        broker.shutdown().await;
-    }
+    go_on(&brokers).await;
+    stop_all(brokers).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -269,9 +262,7 @@ async fn stopped_node_goes_on_alone_only_by_an_unsafe_election() {
     let old_uuid = brokers[0].context().identity.group_uuid;
     let locked = Candidate::of(&group.config(0)).await.unwrap_err();
     assert!(matches!(locked, ElectError::DataDir(_)), "{locked}");
-    for broker in brokers {
-        broker.shutdown().await;
-    }
+    stop_all(brokers).await;
     let candidate = Candidate::of(&group.config(0)).await.unwrap();
     assert_eq!(candidate.others.len(), 2);
     assert_eq!(candidate.lacking_count(), None, "nobody answers");
@@ -298,4 +289,61 @@ async fn stopped_node_goes_on_alone_only_by_an_unsafe_election() {
     let survivor = group.start(0).await;
     until_readable(&survivor, 3).await;
     survivor.shutdown().await;
+}
+
+/// It may have voted, and answered for entries, in what it has lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn node_whose_log_is_gone_does_not_come_back_under_its_old_id() {
+    let group = Group::new(3);
+    let mut brokers = group.start_all().await;
+    let leads = leader(&brokers).await;
+    create_topic(&brokers[leads]).await;
+    send(&brokers[leads], "kept").await.unwrap();
+    for broker in &brokers {
+        until_readable(broker, 1).await;
+    }
+    let lost = (leads + 1) % 3;
+    brokers.remove(lost).shutdown().await;
+    let data_dir = group.config(lost).data_dir;
+    for folder in ["log", "index", "checkpoint"] {
+        std::fs::remove_dir_all(data_dir.join(folder)).unwrap();
+    }
+    let refused = Broker::start(group.config(lost)).await.unwrap_err();
+    assert!(refused.to_string().contains("cluster add"), "{refused}");
+    go_on(&brokers).await;
+    stop_all(brokers).await;
+}
+
+/// Nobody else has what it may have lost, so it waits for nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lone_node_that_defers_its_syncs_goes_on_after_a_loss_of_power() {
+    let dir = tempfile::tempdir().unwrap();
+    let start_in = |data_dir: std::path::PathBuf| {
+        Broker::start(Config { flush: Flush::Async, http: None, ..Config::embedded(data_dir) })
+    };
+    let broker = start_in(dir.path().join("now")).await.unwrap();
+    create_topic(&broker).await;
+    send(&broker, "kept").await.unwrap();
+    broker.shutdown().await;
+    // As a start on another boot behind a log that was not closed leaves it, and its writer then.
+    let log_dir = dir.path().join("now").join("log");
+    let identity = DataDir::open(&dir.path().join("now"), &claim()).unwrap();
+    let Found::Owned(data_dir) = identity else { panic!("it is empty") };
+    let options = LogOptions {
+        defer_syncs: true,
+        boot_id: Uuid::from_u128(1),
+        ..LogOptions::new(data_dir.identity().log_uuid())
+    };
+    drop(Log::open(&log_dir, options, None).unwrap());
+    drop(data_dir);
+    let broker = start_in(dir.path().join("now")).await.unwrap();
+    assert!(!broker.context().replica.own_state().fenced);
+    send(&broker, "after").await.unwrap();
+    until_readable(&broker, 2).await;
+    broker.shutdown().await;
+}
+
+fn claim() -> Claim {
+    let Config { cluster, broker_group, node, .. } = Config::embedded("".into());
+    Claim { cluster, broker_group, node }
 }

@@ -22,7 +22,7 @@ use super::fence::{self, Fence, Fencing};
 use super::gate::Patience;
 use super::gating::{Driving, Gating};
 use super::leadership::Leadership;
-use super::log_store::{LogFacts, LogStore};
+use super::log_store::{LogFacts, LogStore, committed_hint};
 use super::membership::{BrokerNode, Role};
 use super::network::{LinkParts, Links};
 use super::own_state::{OwnState, member_identity};
@@ -95,6 +95,11 @@ pub enum StartError {
     Restore(#[from] RestoreError),
     #[error("raft cannot start: {0}")]
     Raft(String),
+    #[error(
+        "the log is empty, but entries of it were committed here: restore it, or empty the data \
+         directory and make this node a new member with `drumlin cluster add`"
+    )]
+    LogLost,
 }
 
 impl StartError {
@@ -157,6 +162,11 @@ pub async fn start(
     let restoring = move || restore(opened, open_log, &broker_group);
     let restored = tokio::task::spawn_blocking(restoring).await.map_err(io::Error::other)??;
     let Restored { log, applying, newest, checkpointer } = restored;
+    let unused = log.last().is_none() && log.vote().is_none();
+    if unused && committed_hint(&options.hint_path)?.is_some() {
+        // Under its old id it would vote twice, and lack what it has answered for.
+        return Err(StartError::LogLost);
+    }
     let fence = Fence::of(&log);
     let applied = AppliedEnd { id: applying.state.applied(), position: applying.state.end() };
     let trimmed = applying.state.trimmed();
