@@ -605,7 +605,7 @@ async fn node_that_lost_its_power_gives_no_vote_before_it_is_whole_again() {
     let last = Some(proto::PeerEntryId { term: 99, index: 1_000 });
     let request = proto::VoteRequest { vote: Some(vote), last, leadership_transfer: false };
     let member = back.replica.member();
-    assert_eq!(member.pre_vote(request.clone()).await.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(member.pre_vote(request).await.unwrap_err().code(), Code::Unavailable);
     assert_eq!(member.vote(request).await.unwrap_err().code(), Code::Unavailable);
     let to = lost as u64 + 1;
     let lead = proto::TransferLeadershipRequest { to, ..Default::default() };
