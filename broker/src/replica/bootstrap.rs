@@ -49,6 +49,8 @@ pub(crate) struct Plan {
     own_name: String,
     /// Data nodes by name, then the witness; ids in this order, from 1.
     members: Vec<Planned>,
+    /// For whom this node waits; empty: for nobody.
+    waiting: watch::Sender<String>,
 }
 
 impl Plan {
@@ -69,7 +71,13 @@ impl Plan {
             broker_group: config.broker_group.clone(),
             own_name: config.node.clone(),
             members: members.collect(),
+            waiting: watch::Sender::default(),
         })
+    }
+
+    /// Tells there, too, for whom this node waits.
+    pub(crate) fn telling(self, waiting: watch::Sender<String>) -> Self {
+        Self { waiting, ..self }
     }
 
     fn founder(&self) -> Option<&Planned> {
@@ -84,6 +92,13 @@ impl Plan {
     fn founder_awaited(&self) -> String {
         let name = self.founder().map_or("nobody", |founder| founder.node.name.as_str());
         format!("{name}, which makes the group")
+    }
+
+    /// What makes this node a member of a group that runs already.
+    fn add_command(&self) -> String {
+        let own = self.members.iter().find(|planned| planned.node.name == self.own_name);
+        let address = own.map_or("HOST:PORT", |own| own.node.address.as_str());
+        format!("drumlin cluster add {} {}@{address}", self.broker_group, self.own_name)
     }
 
     fn others(&self) -> impl Iterator<Item = &Planned> {
@@ -122,26 +137,15 @@ impl<'a> Link<'a> {
     /// Errors: for what this node waits, or what somebody has to do.
     async fn probe(&self) -> Result<ProbeResponse, String> {
         let channel = self.channel.as_ref().map_err(|reason| self.told(reason))?;
-        let request = introduced(&self.plan.cluster, &self.plan.broker_group, ProbeRequest {})
-            .map_err(|reason| self.told(reason))?;
-        let answer = PeerClient::new(channel.clone()).probe(request).await;
-        let answer = answer.map_err(|status| self.told(reason_of(&status)))?.into_inner();
-        let expected = [
-            ("cluster", self.plan.cluster.as_str(), answer.cluster.as_str()),
-            ("broker group", self.plan.broker_group.as_str(), answer.broker_group.as_str()),
-            ("node", self.planned.node.name.as_str(), answer.node.as_str()),
-        ];
-        for (what, expected, told) in expected {
-            if expected != told {
-                return Err(self.told(format!("its {what} is {told:?}, expected {expected:?}")));
-            }
-        }
-        Ok(answer)
+        let (cluster, broker_group) = (&self.plan.cluster, &self.plan.broker_group);
+        let probed = ask_who(channel, cluster, broker_group, &self.planned.node.name).await;
+        probed.map_err(|reason| self.told(reason))
     }
 
     async fn adopt(&self, identity: &Identity) -> Result<(), String> {
         let channel = self.channel.as_ref().map_err(|reason| self.told(reason))?;
-        let request = adopt_request(identity, self.planned.id, &self.planned.node);
+        // Of the first membership, which none of them has yet.
+        let request = adopt_request(identity, self.planned.id, &self.planned.node, Vec::new());
         let request = introduced(&self.plan.cluster, &self.plan.broker_group, request)
             .map_err(|reason| self.told(reason))?;
         let answer = PeerClient::new(channel.clone()).adopt(request).await;
@@ -184,8 +188,44 @@ fn reason_of(status: &Status) -> String {
     }
 }
 
+/// Who answers, if that is the node that is meant.
+async fn ask_who(
+    channel: &Channel,
+    cluster: &str,
+    broker_group: &BrokerGroupName,
+    name: &str,
+) -> Result<ProbeResponse, String> {
+    let request = introduced(cluster, broker_group, ProbeRequest {})?;
+    let answer = PeerClient::new(channel.clone()).probe(request).await;
+    let answer = answer.map_err(|status| reason_of(&status))?.into_inner();
+    let expected = [
+        ("cluster", cluster, answer.cluster.as_str()),
+        ("broker group", broker_group.as_str(), answer.broker_group.as_str()),
+        ("node", name, answer.node.as_str()),
+    ];
+    for (what, expected, told) in expected {
+        if expected != told {
+            return Err(format!("its {what} is {told:?}, expected {expected:?}"));
+        }
+    }
+    Ok(answer)
+}
+
+/// Who `node` is, as it says itself.
+///
+/// Errors: why that is not known, or that it is another one.
+pub(crate) async fn probe(identity: &Identity, node: &BrokerNode) -> Result<ProbeResponse, String> {
+    let channel = connect(&node.address)?;
+    ask_who(&channel, &identity.cluster, &identity.broker_group, &node.name).await
+}
+
 /// What makes `node` the member `id` of the group of `identity`.
-fn adopt_request(identity: &Identity, id: u64, node: &BrokerNode) -> AdoptRequest {
+fn adopt_request(
+    identity: &Identity,
+    id: u64,
+    node: &BrokerNode,
+    member_ids: Vec<u64>,
+) -> AdoptRequest {
     AdoptRequest {
         cluster: identity.cluster.clone(),
         broker_group: identity.broker_group.to_string(),
@@ -194,33 +234,48 @@ fn adopt_request(identity: &Identity, id: u64, node: &BrokerNode) -> AdoptReques
         node: node.name.clone(),
         witness: node.role == Role::Witness,
         succeeds: identity.succeeds.iter().map(Uuid::to_string).collect(),
+        member_ids,
     }
 }
 
-/// Makes the empty node at `node.address` the member `id` of the group of `identity`.
+/// Makes the empty node at `node.address` the member `id` of the group of `identity`, which has
+/// `member_ids` by now.
 ///
 /// Errors: why it is not.
-pub(crate) async fn adopt(identity: &Identity, id: u64, node: &BrokerNode) -> Result<(), String> {
-    let request = adopt_request(identity, id, node);
+pub(crate) async fn adopt(
+    identity: &Identity,
+    id: u64,
+    node: &BrokerNode,
+    member_ids: Vec<u64>,
+) -> Result<(), String> {
+    let request = adopt_request(identity, id, node, member_ids);
     let request = introduced(&identity.cluster, &identity.broker_group, request)?;
     let answer = PeerClient::new(connect(&node.address)?).adopt(request).await;
     answer.map(drop).map_err(|status| reason_of(&status))
 }
 
 /// Says for whom this node waits: soon after it changed, but not more often than every so many
-/// seconds.
+/// seconds; and to whoever looks, at any time.
 #[derive(Debug)]
 struct Report {
     last: Option<(Instant, String)>,
+    waiting: watch::Sender<String>,
 }
 
 impl Report {
-    fn new() -> Self {
-        Self { last: None }
+    fn new(waiting: watch::Sender<String>) -> Self {
+        Self { last: None, waiting }
     }
 
     fn waiting(&mut self, waiting_for: &str) {
         let now = Instant::now();
+        self.waiting.send_if_modified(|told| {
+            let changes = told != waiting_for;
+            if changes {
+                waiting_for.clone_into(told);
+            }
+            changes
+        });
         let due = self.last.as_ref().is_none_or(|(at, told)| {
             let since = now.duration_since(*at);
             since >= REPORT_INTERVAL || (told != waiting_for && since >= REPORT_INTERVAL / 5)
@@ -415,7 +470,7 @@ pub(crate) async fn join(plan: &Plan, door: &Arc<Door>) -> Result<DataDir, DataD
 /// the door's to tell.
 async fn assemble(plan: &Plan, door: &Door) {
     let links = plan.links();
-    let mut report = Report::new();
+    let mut report = Report::new(plan.waiting.clone());
     loop {
         let answers = join_all(links.iter().map(Link::probe)).await;
         let told = links.iter().zip(answers);
@@ -437,8 +492,9 @@ fn obstacle(plan: &Plan, link: &Link<'_>, answer: Result<ProbeResponse, String>)
     match answer {
         Ok(answer) if answer.initialised => Some(link.told(format!(
             "it runs as group {} already, and the data directory of this node is empty: run \
-             `drumlin cluster add` to make this node a new member",
-            answer.group_uuid
+             `{}` to make this node a new member",
+            answer.group_uuid,
+            plan.add_command(),
         ))),
         Ok(answer) if !answer.group_uuid.is_empty() && plan.founds() => Some(link.told(format!(
             "it was made a member of group {}, which this node knows nothing of: empty its data \
@@ -472,7 +528,7 @@ async fn found(door: &Door) {
 pub(crate) async fn complete(plan: &Plan, identity: &Identity, raft: &Raft) -> Result<(), String> {
     let founds = plan.founds() && plan.founder().is_some_and(|own| own.id == identity.node_id);
     let links = plan.links();
-    let mut report = Report::new();
+    let mut report = Report::new(plan.waiting.clone());
     while !raft.is_initialized().await.map_err(|fatal| fatal.to_string())? {
         if founds {
             let adopted = join_all(links.iter().map(|link| link.adopt(identity))).await;

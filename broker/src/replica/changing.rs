@@ -32,8 +32,6 @@ pub enum ChangeError {
     NoMember { id: u64 },
     #[error("member {id} votes already")]
     VotesAlready { id: u64 },
-    #[error("{name} at {address} is member {id} of this group already")]
-    AddressTaken { id: u64, name: String, address: String },
     #[error("{name} at {address} was not made a member: {reason}")]
     NotAdopted { name: String, address: String, reason: String },
     #[error("member {id} is {behind} entries behind: wait until it has caught up")]
@@ -63,6 +61,13 @@ impl Members {
         let all = replica.members();
         let voters = all.iter().filter(|(_, (_, votes))| *votes).map(|(id, _)| *id).collect();
         Self { voters, nodes: all.into_iter().map(|(id, (node, _))| (id, node)).collect() }
+    }
+
+    /// A member without a vote that has the name and the role of `node`.
+    fn learner(&self, node: &BrokerNode) -> Option<u64> {
+        let same = |known: &BrokerNode| known.name == node.name && known.role == node.role;
+        let mut learners = self.nodes.iter().filter(|(id, _)| !self.voters.contains(id));
+        learners.find(|(_, known)| same(known)).map(|(id, _)| *id)
     }
 
     fn role(&self, id: u64) -> Option<Role> {
@@ -122,7 +127,7 @@ fn refused(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Change
 
 impl Replica {
     /// Makes the node at `address`, whose data directory is empty, a member without a vote; returns
-    /// its id.
+    /// its id. One that is such a member already stays it.
     pub async fn add_member(&self, name: &str, address: &str) -> Result<u64, ChangeError> {
         let _one = self.begin_change().await?;
         self.add(name, address, Role::Data).await
@@ -215,28 +220,46 @@ impl Replica {
         Ok(one)
     }
 
+    /// The id is in the log before the node hears of it, so that it is nobody else's whatever
+    /// becomes of this call; done again, the call goes on from there.
     async fn add(&self, name: &str, address: &str, role: Role) -> Result<u64, ChangeError> {
         let node = BrokerNode { name: name.to_owned(), address: address.to_owned(), role };
-        let members = Members::of(self);
-        let same = |known: &BrokerNode| known.address == address && known.role == role;
-        // A node that lost its disk comes back at its old address, with its old member to be
-        // replaced; but only once.
-        let learns = members
-            .nodes
-            .iter()
-            .find(|(id, known)| same(known) && known.name == name && !members.voters.contains(id));
-        if let Some((id, _)) = learns {
-            let (name, address) = (node.name, node.address);
-            return Err(ChangeError::AddressTaken { id: *id, name, address });
-        }
-        let id = self.next_id(&members);
-        let adopted = bootstrap::adopt(self.identity(), id, &node).await;
-        adopted.map_err(|reason| ChangeError::NotAdopted {
+        let not_adopted = |reason: String| ChangeError::NotAdopted {
             name: name.to_owned(),
             address: address.to_owned(),
             reason,
-        })?;
-        self.change(ChangeMembers::AddNodes(BTreeMap::from([(id, node)])), true).await?;
+        };
+        let identity = self.identity();
+        let probed = bootstrap::probe(identity, &node).await.map_err(not_adopted)?;
+        let is_ours = probed.group_uuid == identity.group_uuid.to_string();
+        let mut members = Members::of(self);
+        if let Some(id) = members.learner(&node) {
+            if is_ours && probed.node_id == id {
+                return Ok(id);
+            }
+            // It was never adopted, or has lost its disk again: either way the id is used up.
+            self.change(ChangeMembers::RemoveNodes(BTreeSet::from([id])), false).await?;
+            members.nodes.remove(&id);
+        }
+        if role == Role::Data && !probed.group_uuid.is_empty() {
+            let (id, uuid) = (probed.node_id, &probed.group_uuid);
+            let reason = format!(
+                "it is member {id} of group {uuid} already, and only a node with an empty data \
+                 directory can become a member"
+            );
+            return Err(not_adopted(reason));
+        }
+        let id = self.next_id(&members);
+        let added = ChangeMembers::AddNodes(BTreeMap::from([(id, node.clone())]));
+        self.change(added, true).await?;
+        let member_ids = members.nodes.into_keys().chain([id]).collect();
+        if let Err(reason) = bootstrap::adopt(identity, id, &node, member_ids).await {
+            let removed = ChangeMembers::RemoveNodes(BTreeSet::from([id]));
+            if let Err(error) = self.change(removed, false).await {
+                tracing::warn!(id, %error, "a member that was not adopted stays in the membership");
+            }
+            return Err(not_adopted(reason));
+        }
         tracing::info!(id, name, address, ?role, "added a member");
         Ok(id)
     }

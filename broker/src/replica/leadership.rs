@@ -95,6 +95,9 @@ impl Leadership {
             let appended_end = replica.appended_end();
             stall.sample(now, appended_end, replica.log().settled_end().borrow().index);
             let status: RaftStatus = *status.borrow();
+            if status.leader == Some(me) {
+                replica.tell_yields(false);
+            }
             if status.leader != Some(me) || replica.other_data_voters().is_empty() {
                 steady_since = None;
                 continue;
@@ -120,7 +123,8 @@ impl Leadership {
         }
     }
 
-    /// The preferred node, if it is another one and has all that this one has.
+    /// The preferred node, if it is another one, has all that this one has, and was not sent out of
+    /// the lead by an operator.
     fn preferred_in_step(&self) -> Option<u64> {
         let preferred = self.preferred.as_deref()?;
         let gate = self.replica.gate().borrow().clone();
@@ -129,7 +133,8 @@ impl Leadership {
         }
         let voters = self.replica.other_data_voters();
         let (id, _) = voters.iter().find(|(_, node)| node.name == preferred)?;
-        self.replica.is_in_step(*id).then_some(*id)
+        let yields = self.replica.peers().borrow().get(id).is_some_and(|peer| peer.state.yields);
+        (!yields && self.replica.is_in_step(*id)).then_some(*id)
     }
 
     /// The disk does not do its work: a peer in step leads, or nobody until this node has begun

@@ -17,6 +17,7 @@ use crate::command::level::FEATURE_LEVEL_MAX;
 use crate::data_dir::Identity;
 use crate::position::{EntryId, EntryIndex};
 use crate::retention::disk_space;
+use crate::seed::SeedProgress;
 
 /// What does not come from Raft or the log.
 #[derive(Debug)]
@@ -25,12 +26,13 @@ pub(crate) struct OwnState {
     data_dir: PathBuf,
     listeners: OnceLock<Vec<Listener>>,
     stopping: AtomicBool,
+    yields: AtomicBool,
 }
 
 impl OwnState {
     pub(crate) fn new(identity: Identity, data_dir: PathBuf) -> Self {
-        let (listeners, stopping) = (OnceLock::new(), AtomicBool::new(false));
-        Self { identity, data_dir, listeners, stopping }
+        let (stopping, yields) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { identity, data_dir, listeners: OnceLock::new(), stopping, yields }
     }
 }
 
@@ -64,12 +66,23 @@ impl Replica {
         self.shared.own.stopping.store(true, Ordering::Relaxed);
     }
 
+    /// Tells the other members whether an operator has moved leadership away from this node: then
+    /// it does not come back only because it is preferred here. Until the next start.
+    pub fn tell_yields(&self, yields: bool) {
+        self.shared.own.yields.store(yields, Ordering::Relaxed);
+    }
+
     /// This node as its service of members needs it.
     pub(crate) fn member(&self) -> Arc<dyn Member> {
         let replica = self.clone();
         let said = Arc::new(move || replica.own_state());
         let parts = MemberParts::new(member_identity(self.identity()), Role::Data, said);
         self.member_of(parts)
+    }
+
+    /// How far this node has come with copying another one's files, while it does.
+    pub fn seed_progress(&self) -> Option<SeedProgress> {
+        *self.shared.seeding.receiving().borrow()
     }
 
     /// What this node says of itself now. Asks the file system how full it is.
@@ -94,6 +107,7 @@ impl Replica {
             }
         };
         let digest = self.shared.digests.newest();
+        let seed = self.seed_progress();
         StateResponse {
             node: own.identity.node.clone(),
             node_id: own.identity.node_id,
@@ -121,6 +135,9 @@ impl Replica {
             wall_ms: wall_ms(),
             defers_syncs: self.shared.log.defers_syncs(),
             fenced: self.shared.fence.is_closed(),
+            seed_done_bytes: seed.map_or(0, |seed| seed.done_bytes),
+            seed_all_bytes: seed.map_or(0, |seed| seed.all_bytes),
+            yields: own.yields.load(Ordering::Relaxed),
         }
     }
 }

@@ -170,6 +170,9 @@ impl ClusterService {
     async fn promote(&self, request: api::PromoteMemberRequest) -> Result<String, Fault> {
         let members = self.leading()?.members;
         let learner = found(&members, &request.node, |member| !member.votes)?;
+        if learner.votes && request.replaces.is_empty() {
+            return Ok(format!("{} votes already, as member {}", learner.node.name, learner.id));
+        }
         let replaced = match request.replaces.as_str() {
             "" => members.iter().find(|m| m.votes && m.node.name == learner.node.name),
             named => Some(found(&members, named, |member| member.votes)?),
@@ -196,14 +199,19 @@ impl ClusterService {
 
     async fn witness(&self, request: api::ReplaceWitnessRequest) -> Result<String, Fault> {
         let api::ReplaceWitnessRequest { node, address } = request;
-        let nameservers = &self.shared.context.config.nameservers;
+        let config = &self.shared.context.config;
+        let planned = config.witness.iter().find(|witness| witness.name == node);
+        let planned = planned.map(|witness| &witness.address);
+        let listed = || config.nameservers.iter().find(|known| host(known) == node);
         let address = match address.as_str() {
-            "" => {
-                nameservers.iter().find(|known| host(known) == node).cloned().ok_or_else(|| {
-                    let text = format!("no nameserver is at {node}: write {node}@HOST:PORT");
-                    Fault::new(Code::InvalidArgument, text)
-                })?
-            }
+            "" => planned.or_else(listed).cloned().ok_or_else(|| {
+                let text = format!(
+                    "the configuration of {} has no address of {node}: write {node}@HOST:PORT, \
+                     as brokers reach it",
+                    config.node
+                );
+                Fault::new(Code::InvalidArgument, text)
+            })?,
             _ => address,
         };
         let id = self.replica().replace_witness(&node, &address).await.map_err(change_fault)?;
@@ -214,9 +222,16 @@ impl ClusterService {
         let members = self.leading()?.members;
         let to = match request.node.as_str() {
             "" => None,
-            named => Some(found(&members, named, |member| member.votes)?.id),
+            named => {
+                let target = found(&members, named, |member| member.votes)?;
+                if target.leads {
+                    return Ok(format!("{} leads already", target.node.name));
+                }
+                Some(target.id)
+            }
         };
         let id = self.replica().transfer(to).await.map_err(transfer_fault)?;
+        self.replica().tell_yields(true);
         let name = members.iter().find(|member| member.id == id);
         Ok(format!("{} leads now", name.map_or("another node", |member| &member.node.name)))
     }
@@ -285,7 +300,6 @@ fn change_fault(error: ChangeError) -> Fault {
         ChangeError::Transfer(error) => return transfer_fault(error.clone()),
         ChangeError::NoMember { .. }
         | ChangeError::VotesAlready { .. }
-        | ChangeError::AddressTaken { .. }
         | ChangeError::NotAdopted { .. }
         | ChangeError::Behind { .. }
         | ChangeError::Even { .. }

@@ -74,6 +74,7 @@ fn request(node: &str, group: u128, id: u64) -> AdoptRequest {
         node: claim.node,
         witness: false,
         succeeds: Vec::new(),
+        member_ids: Vec::new(),
     }
 }
 

@@ -87,7 +87,8 @@ fn remove_incomplete(new: &Path) -> io::Result<()> {
     }
 }
 
-/// Takes a directory out of use under another name; durable on return. Blocks.
+/// Takes a directory out of use under another name, which ends with `node_id`: of the witness that it
+/// held, or of the one that takes its place; durable on return. Blocks.
 pub(super) fn retire(dir: &Path, node_id: u64) -> Result<(), WitnessError> {
     let io = |error| WitnessError::Io { dir: dir.to_owned(), error };
     let mut name = dir.as_os_str().to_owned();

@@ -108,6 +108,19 @@ impl WitnessHost {
         running.values().map(|hosted| hosted.identity.broker_group.clone()).collect()
     }
 
+    /// Takes the witness of a group out of use that an unsafe election has replaced by another:
+    /// together with the former leader it would go on as if nothing had happened.
+    pub async fn retire_succeeded(&self, broker_group: &str, group_uuid: &str) {
+        let _one = self.witnesses.adopting.lock().await;
+        let hosted = self.witnesses.of_group(broker_group);
+        let hosted = hosted.filter(|it| it.identity.group_uuid.to_string() == group_uuid);
+        let Some(hosted) = hosted else { return };
+        if let Err(status) = self.witnesses.retire(&hosted).await {
+            let reason = status.message();
+            tracing::error!(broker_group, group_uuid, reason, "its files stay where they are");
+        }
+    }
+
     /// Ends streams and closes all logs.
     pub async fn shutdown(self) {
         let _adopting = self.witnesses.adopting.lock().await;
@@ -201,8 +214,18 @@ impl Witnesses {
     /// Makes room for the witness that is asked for, or answers that it is there already.
     async fn settle(&self, asked: &Asked) -> Result<Option<Identity>, Status> {
         let group_uuid = asked.bootstrap.group_uuid;
-        if let Some(reason) = self.broken.read().get(&group_uuid) {
-            return Err(Status::failed_precondition(reason.clone()));
+        let broken = self.broken.read().get(&group_uuid).cloned();
+        if let Some(reason) = broken {
+            // A group that exists gives an id that nobody ever had: what is broken is not asked to
+            // go on.
+            if asked.member_ids.is_empty() {
+                return Err(Status::failed_precondition(reason));
+            }
+            let (dir, id) =
+                (self.options.dir.join(group_uuid.to_string()), asked.bootstrap.node_id);
+            blocking(move || directory::retire(&dir, id)).await?;
+            tracing::warn!(%group_uuid, reason, "a witness that cannot be opened gives way");
+            self.broken.write().remove(&group_uuid);
         }
         let Some(hosted) = self.of_group(asked.claim.broker_group.as_str()) else {
             return Ok(None);
@@ -217,7 +240,10 @@ impl Witnesses {
         };
         let succeeded = asked.bootstrap.succeeds.contains(&identity.group_uuid);
         let same_group = identity.group_uuid == group_uuid;
-        let replaced = same_group && identity.node_id < asked.bootstrap.node_id && !votes;
+        // A member that was taken out does not always hear of it: what the group says counts.
+        let is_out = !asked.member_ids.is_empty() && !asked.member_ids.contains(&identity.node_id);
+        let replaced =
+            same_group && identity.node_id < asked.bootstrap.node_id && (is_out || !votes);
         if !succeeded && !replaced {
             return Err(Status::failed_precondition(format!(
                 "{} hosts member {} of broker group {} ({}) already",
@@ -267,6 +293,8 @@ fn told(error: &dyn std::error::Error) -> String {
 struct Asked {
     claim: Claim,
     bootstrap: Bootstrap,
+    /// Of the group, by a committed membership; empty where it has none yet.
+    member_ids: Vec<u64>,
 }
 
 impl Asked {
@@ -297,7 +325,7 @@ impl Asked {
             directory_uuid: Uuid::new_v4(),
             node_id: request.node_id,
         };
-        Ok(Self { claim, bootstrap })
+        Ok(Self { claim, bootstrap, member_ids: request.member_ids.clone() })
     }
 }
 
@@ -335,7 +363,7 @@ impl Host for Witnesses {
             let directory_uuid = identity.directory_uuid.to_string();
             return Ok(proto::AdoptResponse { directory_uuid });
         }
-        let Asked { claim, bootstrap } = asked;
+        let Asked { claim, bootstrap, .. } = asked;
         let directory_uuid = bootstrap.directory_uuid.to_string();
         tracing::info!(group = %claim.broker_group, group_uuid = %bootstrap.group_uuid,
             node_id = bootstrap.node_id, "adopting a witness");

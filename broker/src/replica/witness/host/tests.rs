@@ -111,6 +111,7 @@ fn adoption() -> proto::AdoptRequest {
         node: claim().node,
         witness: true,
         succeeds: Vec::new(),
+        member_ids: Vec::new(),
     }
 }
 
@@ -214,6 +215,35 @@ async fn voter_is_not_replaced_under_another_id() {
     let bench = bench.restart().await;
     assert!(bench.probe("broker-a").await.initialised);
     assert!(bench.adopt(replacement).await.is_err());
+    bench.down().await;
+}
+
+/// It never hears of the membership that it is not in: the next leader of the group says so.
+#[tokio::test]
+async fn voter_that_the_group_has_taken_out_gives_way() {
+    let bench = Bench::new().await;
+    bench.adopt(adoption()).await.unwrap();
+    bench.client.clone().seed(called(Some(group_uuid()), seed())).await.unwrap();
+    let still = proto::AdoptRequest { node_id: 5, member_ids: vec![1, ID, 5], ..adoption() };
+    bench.adopt(still).await.unwrap_err();
+    let out = proto::AdoptRequest { node_id: 5, member_ids: vec![1, 2, 5], ..adoption() };
+    bench.adopt(out).await.unwrap();
+    assert_eq!(bench.probe("broker-a").await.node_id, 5);
+    bench.down().await;
+}
+
+#[tokio::test]
+async fn witness_of_a_group_that_was_succeeded_is_taken_out_of_use_for_good() {
+    let bench = Bench::new().await;
+    bench.adopt(adoption()).await.unwrap();
+    bench.host.retire_succeeded("broker-z", &group_uuid().to_string()).await;
+    bench.host.retire_succeeded("broker-a", &Uuid::from_u128(72).to_string()).await;
+    assert_eq!(bench.host.groups().len(), 1, "it is another one's");
+    bench.host.retire_succeeded("broker-a", &group_uuid().to_string()).await;
+    assert_eq!(bench.host.groups().len(), 0);
+    let bench = bench.restart().await;
+    assert_eq!(bench.probe("broker-a").await.group_uuid, "");
+    assert!(bench.vote(group_uuid(), 5, 1).await.is_err());
     bench.down().await;
 }
 
