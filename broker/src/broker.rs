@@ -9,11 +9,12 @@ use drumlin_proto::native::Listener;
 use drumlin_proto::native::register_request::Hello;
 use prometheus_client::metrics::counter::Counter;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use self::listeners::{Bound, bind, bind_http, bind_one, serve_listener};
+use self::listeners::{Bound, bind, bind_one, serve_listener};
 use self::opening::{open_data_dir, start_replica};
 use self::peer_port::{Peers, meet};
 use crate::config::Config;
@@ -31,7 +32,7 @@ use crate::seed::install::InstallError;
 use crate::service::cluster;
 use crate::service::creations::Creations;
 use crate::service::definitions::Definitions;
-use crate::service::http::Http;
+use crate::service::http::{Http, HttpPort};
 use crate::service::rocketmq::Edge;
 use crate::upkeep::Upkeep;
 use crate::whereabouts::Whereabouts;
@@ -75,12 +76,30 @@ pub enum StartError {
     NotServing { reason: String },
 }
 
-/// The HTTP port; it answers until everything else has stopped.
+/// The HTTP port; it answers from before the start is complete until everything else has stopped.
 #[derive(Debug)]
 struct HttpServer {
     address: SocketAddr,
-    end: CancellationToken,
+    port: HttpPort,
+    /// Also where the start fails.
+    end: DropGuard,
     serving: JoinHandle<()>,
+}
+
+impl HttpServer {
+    /// `waiting`: for whom the start waits.
+    async fn start(
+        bind: Option<SocketAddr>,
+        waiting: watch::Receiver<String>,
+    ) -> Result<Option<Self>, StartError> {
+        let Some(bind) = bind else { return Ok(None) };
+        let failed = |source| StartError::Bind { name: "http".into(), bind, source };
+        let listener = TcpListener::bind(bind).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let (port, end) = (HttpPort::new(waiting), CancellationToken::new());
+        let serving = tokio::spawn(port.clone().serve(listener, end.clone()));
+        Ok(Some(Self { address, port, end: end.drop_guard(), serving }))
+    }
 }
 
 /// A running broker.
@@ -109,14 +128,15 @@ impl Broker {
     /// Starts everything and returns once calls are answered.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let listeners = bind(&config.listeners).await?;
-        let http = bind_http(config.http).await?;
+        let waiting = watch::Sender::default();
+        let http = HttpServer::start(config.http, waiting.subscribe()).await?;
         let peers = match &config.peers {
             Some(peers) => Some(bind_one(peers).await?),
             None => None,
         };
         let (data_dir, peers) = match peers {
             Some(bound) => {
-                let (data_dir, peers) = meet(&config, bound).await?;
+                let (data_dir, peers) = meet(&config, bound, &waiting).await?;
                 (data_dir, Some(peers))
             }
             None => (open_data_dir(&config)?, None),
@@ -160,7 +180,7 @@ impl Broker {
         context: Arc<Context>,
         listeners: Vec<Bound>,
         peers: Option<Peers>,
-        http: Option<(TcpListener, SocketAddr)>,
+        http: Option<HttpServer>,
         running: Running,
         data_dir: DataDir,
     ) -> Self {
@@ -177,18 +197,15 @@ impl Broker {
         let raising = feature_level::raise_group(Arc::clone(&context), stop.clone());
         let raising = tokio::spawn(raising);
         let edge = Edge::start(Arc::clone(&context), whereabouts.clone(), stop.clone());
-        let http = http.map(|(listener, address)| {
-            let http = Http::new(
+        if let Some(http) = &http {
+            http.port.show(Http::new(
                 &context.config,
                 context.replica.clone(),
                 Arc::clone(&context.metrics),
                 registration.registered(),
                 stop.clone(),
-            );
-            let end = CancellationToken::new();
-            let serving = tokio::spawn(http.serve(listener, end.clone()));
-            HttpServer { address, end, serving }
-        });
+            ));
+        }
         let openings = Counter::default();
         let (since, following) =
             CopiesSince::follow(context.replica.gate(), openings.clone(), stop.clone());
@@ -285,7 +302,7 @@ impl Broker {
             peers.shutdown(self.context.identity.group_uuid).await;
         }
         if let Some(http) = self.http {
-            http.end.cancel();
+            drop(http.end);
             report(http.serving.await, "the HTTP port");
         }
         closed

@@ -274,6 +274,10 @@ fn member_problem(facts: &Facts, member: &Standing) -> Option<String> {
         return Some("does not answer".into());
     }
     let said = member.said.as_ref()?;
+    if said.seed_all_bytes > 0 {
+        let (done, all) = (said.seed_done_bytes, said.seed_all_bytes);
+        return Some(format!("is being seeded anew: {done} of {all} bytes"));
+    }
     match member.gone {
         _ if said.fenced => {
             return Some(
@@ -295,6 +299,17 @@ fn member_problem(facts: &Facts, member: &Standing) -> Option<String> {
     let percent = said.disk_percent;
     let fills = member.node.role == Role::Data && percent >= u32::from(facts.disk_warn_percent);
     fills.then(|| format!("has a disk that is {percent} % full"))
+}
+
+/// Entries that the leader had committed when it was last heard and that are not applied here; `None`
+/// while that is not known.
+pub fn entries_to_apply(facts: &Facts) -> Option<u64> {
+    let leader = facts.leader?;
+    if leader == facts.me {
+        return Some(0);
+    }
+    let heard = facts.peers.get(&leader).filter(|peer| peer.fresh)?;
+    Some(heard.state.committed_end.saturating_sub(facts.own.applied_end))
 }
 
 /// A word for it.

@@ -60,16 +60,6 @@ pub(super) async fn bind_one(config: &ListenerConfig) -> Result<Bound, StartErro
     Ok(Bound { name: config.name.clone(), listener, address, advertised })
 }
 
-pub(super) async fn bind_http(
-    bind: Option<SocketAddr>,
-) -> Result<Option<(TcpListener, SocketAddr)>, StartError> {
-    let Some(bind) = bind else { return Ok(None) };
-    let failed = |source| StartError::Bind { name: "http".into(), bind, source };
-    let listener = TcpListener::bind(bind).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    Ok(Some((listener, address)))
-}
-
 /// Answers calls on one listener until `stop`, then those in flight.
 pub(super) async fn serve_listener(
     context: Arc<Context>,

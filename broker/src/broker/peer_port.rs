@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::server::TcpIncoming;
@@ -35,8 +36,13 @@ pub(super) struct Peers {
 
 /// Opens the peer port and locks the data directory. An empty one of a group of several nodes is
 /// waited for until it belongs to a member.
-pub(super) async fn meet(config: &Config, bound: Bound) -> Result<(DataDir, Peers), StartError> {
-    let plan = Plan::of(config);
+/// `waiting`: told for whom.
+pub(super) async fn meet(
+    config: &Config,
+    bound: Bound,
+    waiting: &watch::Sender<String>,
+) -> Result<(DataDir, Peers), StartError> {
+    let plan = Plan::of(config).map(|plan| plan.telling(waiting.clone()));
     let (door, data_dir) = match (find_data_dir(config)?, &plan) {
         (Found::Empty(empty), Some(_)) => (Door::of_empty(empty), None),
         (found, _) => {

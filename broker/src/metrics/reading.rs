@@ -42,6 +42,14 @@ pub struct MemberReading {
     pub disk_percent: Option<u64>,
 }
 
+/// A member that copies another node's files.
+#[derive(Clone, Debug, Default)]
+pub struct SeedReading {
+    pub node: String,
+    pub done_bytes: u64,
+    pub all_bytes: u64,
+}
+
 /// Everything that gauges show, read at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Reading {
@@ -60,6 +68,8 @@ pub struct Reading {
     /// Of a group of two data nodes: both have what is acknowledged.
     pub paired: Option<bool>,
     pub members: Vec<MemberReading>,
+    /// This node among them.
+    pub seeds: Vec<SeedReading>,
     /// Bytes of the log that are kept.
     pub storage_bytes: u64,
     pub flush_behind_bytes: u64,
@@ -126,6 +136,8 @@ pub(super) struct Gauges {
     lag_bytes: Numbers<Member>,
     lag_seconds: Family<Member, Gauge<f64, AtomicU64>>,
     member_disk: Family<Member, Gauge<f64, AtomicU64>>,
+    seed_done: Numbers<Member>,
+    seed_all: Numbers<Member>,
     disk_total: Number,
     disk_free: Number,
     disk_state: Number,
@@ -190,6 +202,9 @@ impl Gauges {
         r.register("drumlin_replica_lag_bytes", behind, self.lag_bytes.clone());
         r.register("drumlin_replica_lag_seconds", behind, self.lag_seconds.clone());
         r.register("drumlin_replica_disk_ratio", "Fill of its disk", self.member_disk.clone());
+        let copied = "Of the files that it copies of another node, while it does";
+        r.register("drumlin_seed_done_bytes", copied, self.seed_done.clone());
+        r.register("drumlin_seed_all_bytes", copied, self.seed_all.clone());
         r.register("drumlin_disk_total_bytes", "Of the data disk", self.disk_total.clone());
         r.register("drumlin_disk_free_bytes", "Of the data disk", self.disk_free.clone());
         r.register(
@@ -241,8 +256,15 @@ impl Gauges {
     fn set_members(&self, reading: &Reading) {
         self.paired.clear();
         self.witness_up.clear();
-        for family in [&self.member_up, &self.lag_entries, &self.lag_bytes] {
+        for family in
+            [&self.member_up, &self.lag_entries, &self.lag_bytes, &self.seed_done, &self.seed_all]
+        {
             family.clear();
+        }
+        for seed in &reading.seeds {
+            let label = Member { member: seed.node.clone() };
+            self.seed_done.get_or_create(&label).set(seed.done_bytes);
+            self.seed_all.get_or_create(&label).set(seed.all_bytes);
         }
         self.lag_seconds.clear();
         self.member_disk.clear();

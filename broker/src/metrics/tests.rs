@@ -138,6 +138,8 @@ const NAMES: &[&str] = &[
     "drumlin_replica_lag_bytes",
     "drumlin_replica_lag_seconds",
     "drumlin_replica_disk_ratio",
+    "drumlin_seed_done_bytes",
+    "drumlin_seed_all_bytes",
     "drumlin_witness_up",
     "drumlin_gate_openings_total",
     "drumlin_state_digest_mismatch_total",

@@ -1,6 +1,7 @@
 //! The HTTP port: is it alive, is it ready, how is it doing. Changes nothing.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
@@ -30,8 +31,18 @@ use listener::Bounded;
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Scrapes within it show the same gauges.
 const READING_AGE_MAX: Duration = Duration::from_secs(1);
+/// Entries that a follower in step may be behind: those in flight.
+const IN_FLIGHT_ENTRIES: u64 = 64;
 
-/// What the port shows; clones share it.
+/// The port, from before there is anything to show; clones share it.
+#[derive(Clone, Debug)]
+pub struct HttpPort {
+    stage: Arc<OnceLock<Http>>,
+    /// For whom the start waits; empty: for nobody.
+    waiting: watch::Receiver<String>,
+}
+
+/// What the port of a broker that runs shows; clones share it.
 #[derive(Clone, Debug)]
 pub struct Http {
     shared: Arc<Shared>,
@@ -47,6 +58,8 @@ struct Shared {
     started_s: u64,
     disk_warn_percent: u8,
     reading: Mutex<Option<(Instant, Arc<Reading>)>>,
+    /// Whether all that was committed has been applied here, once since the start.
+    caught_up: AtomicBool,
 }
 
 impl Shared {
@@ -54,6 +67,60 @@ impl Shared {
     fn group(&self) -> GroupStanding {
         let facts = standing::facts(&self.replica, self.disk_warn_percent);
         standing::judge(&facts, Instant::now())
+    }
+
+    fn facts(&self) -> Facts {
+        let group = standing::facts(&self.replica, self.disk_warn_percent);
+        let to_apply = standing::entries_to_apply(&group);
+        if to_apply.is_some_and(|count| count <= IN_FLIGHT_ENTRIES) {
+            self.caught_up.store(true, Ordering::Relaxed);
+        }
+        let (done, all) = (group.own.seed_done_bytes, group.own.seed_all_bytes);
+        Facts {
+            status: *self.replica.raft_status().borrow(),
+            registered: *self.registered.borrow(),
+            stopping: self.stopping.is_cancelled(),
+            runs_refused: self.replica.runs_refused(),
+            alone: standing::judge(&group, Instant::now()).copies == Copies::Alone,
+            caught_up: self.caught_up.load(Ordering::Relaxed),
+            to_apply,
+            seeding: (all > 0).then_some((done, all)),
+        }
+    }
+}
+
+impl HttpPort {
+    /// `waiting`: for whom the start waits, as [`crate::broker::Broker::start`] tells it.
+    pub fn new(waiting: watch::Receiver<String>) -> Self {
+        Self { stage: Arc::default(), waiting }
+    }
+
+    /// Shows this from now on; the first call counts.
+    pub fn show(&self, http: Http) {
+        // A port is of one run of a broker.
+        self.stage.set(http).ok();
+    }
+
+    /// Serves until `end`, which should come after everything else has stopped.
+    pub async fn serve(self, listener: TcpListener, end: CancellationToken) {
+        let router = Router::new()
+            .route("/livez", get(async || "ok\n"))
+            .route("/readyz", get(readyz))
+            .route("/metrics", get(metrics))
+            .with_state(self);
+        let listener = Bounded::new(listener);
+        let serving = axum::serve(listener, router).with_graceful_shutdown(end.cancelled_owned());
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "the HTTP listener failed");
+        }
+    }
+
+    /// What there is to say before the broker runs.
+    fn starting(&self) -> String {
+        match self.waiting.borrow().as_str() {
+            "" => "not ready: starting\n".to_owned(),
+            awaited => format!("not ready: waiting for {awaited}\n"),
+        }
     }
 }
 
@@ -86,21 +153,8 @@ impl Http {
                 started_s,
                 disk_warn_percent: config.disk_warn_percent,
                 reading,
+                caught_up: AtomicBool::new(false),
             }),
-        }
-    }
-
-    /// Serves until `end`, which should come after everything else has stopped.
-    pub async fn serve(self, listener: TcpListener, end: CancellationToken) {
-        let router = Router::new()
-            .route("/livez", get(async || "ok\n"))
-            .route("/readyz", get(readyz))
-            .route("/metrics", get(metrics))
-            .with_state(self);
-        let listener = Bounded::new(listener);
-        let serving = axum::serve(listener, router).with_graceful_shutdown(end.cancelled_owned());
-        if let Err(error) = serving.await {
-            tracing::error!(%error, "the HTTP listener failed");
         }
     }
 
@@ -133,6 +187,12 @@ struct Facts {
     runs_refused: Option<String>,
     /// What is acknowledged has one copy instead of two.
     alone: bool,
+    /// Once since the start.
+    caught_up: bool,
+    /// Entries that the leader has committed and this node has not applied; `None`: not known.
+    to_apply: Option<u64>,
+    /// Bytes of how many that were copied of another node.
+    seeding: Option<(u64, u64)>,
 }
 
 /// Ready or not, and a line for each reason or restriction.
@@ -141,8 +201,11 @@ fn readiness(facts: &Facts) -> (bool, Vec<String>) {
     if facts.stopping {
         reasons.push("not ready: stopping".to_owned());
     }
+    let behind = behind(facts);
     if facts.status.leader.is_none() {
         reasons.push("not ready: the broker group has no leader".to_owned());
+    } else if let (Some(behind), false) = (&behind, facts.caught_up) {
+        reasons.push(format!("not ready: {behind}"));
     }
     if !facts.registered {
         reasons.push("not ready: not registered with any nameserver since the start".to_owned());
@@ -150,6 +213,9 @@ fn readiness(facts: &Facts) -> (bool, Vec<String>) {
     let ready = reasons.is_empty();
     if ready {
         reasons.push("ok".to_owned());
+    }
+    if ready && let Some(behind) = behind {
+        reasons.push(behind);
     }
     if facts.alone {
         reasons.push("alone: acknowledged messages have one copy".to_owned());
@@ -160,21 +226,31 @@ fn readiness(facts: &Facts) -> (bool, Vec<String>) {
     (ready, reasons)
 }
 
-async fn readyz(State(http): State<Http>) -> (StatusCode, String) {
-    let shared = &http.shared;
-    let facts = Facts {
-        status: *shared.replica.raft_status().borrow(),
-        registered: *shared.registered.borrow(),
-        stopping: shared.stopping.is_cancelled(),
-        runs_refused: shared.replica.runs_refused(),
-        alone: shared.group().copies == Copies::Alone,
+/// Why this node has not all that is committed; `None`: it has.
+fn behind(facts: &Facts) -> Option<String> {
+    match (facts.seeding, facts.to_apply) {
+        (Some((done, all)), _) => {
+            Some(format!("being seeded from another node, {done} of {all} bytes"))
+        }
+        (None, Some(count)) if count <= IN_FLIGHT_ENTRIES => None,
+        (None, Some(count)) => Some(format!("catching up, {count} entries behind the leader")),
+        (None, None) => Some("has not heard from the leader".to_owned()),
+    }
+}
+
+async fn readyz(State(port): State<HttpPort>) -> (StatusCode, String) {
+    let Some(http) = port.stage.get() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, port.starting());
     };
-    let (ready, lines) = readiness(&facts);
+    let (ready, lines) = readiness(&http.shared.facts());
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, lines.join("\n") + "\n")
 }
 
-async fn metrics(State(http): State<Http>) -> Response {
+async fn metrics(State(port): State<HttpPort>) -> Response {
+    let Some(http) = port.stage.get() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, port.starting()).into_response();
+    };
     let failed = |error: &dyn std::fmt::Display| {
         (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
     };
@@ -195,7 +271,8 @@ mod tests {
 
     fn serving() -> Facts {
         let status = RaftStatus { term: Term::new(1), leader: Some(1), serving: true };
-        Facts { status, registered: true, ..Facts::default() }
+        let to_apply = Some(0);
+        Facts { status, registered: true, caught_up: true, to_apply, ..Facts::default() }
     }
 
     #[test]
@@ -212,6 +289,35 @@ mod tests {
         assert!(reasons[0].contains("stopping"));
         assert!(reasons[1].contains("no leader"));
         assert!(reasons[2].contains("not registered"));
+    }
+
+    #[test]
+    fn a_follower_is_ready_once_it_has_caught_up_and_stays_so() {
+        let told = |facts: Facts| readiness(&facts).1.join(", ");
+        let starting = Facts { caught_up: false, ..serving() };
+        let behind = Some(IN_FLIGHT_ENTRIES + 1);
+        assert_eq!(told(starting.clone()), "ok");
+        let catching_up = Facts { to_apply: behind, ..starting.clone() };
+        assert_eq!(told(catching_up), "not ready: catching up, 65 entries behind the leader");
+        let seeded = Facts { seeding: Some((5, 9)), ..starting.clone() };
+        assert_eq!(told(seeded), "not ready: being seeded from another node, 5 of 9 bytes");
+        let unheard = Facts { to_apply: None, ..starting };
+        assert_eq!(told(unheard), "not ready: has not heard from the leader");
+        let (ready, lines) = readiness(&Facts { to_apply: behind, ..serving() });
+        assert!(ready, "a restart would not help");
+        assert_eq!(lines[1], "catching up, 65 entries behind the leader");
+    }
+
+    #[tokio::test]
+    async fn before_it_runs_the_port_says_for_whom_the_broker_waits() {
+        let waiting = watch::Sender::default();
+        let port = HttpPort::new(waiting.subscribe());
+        let told = readyz(State(port.clone())).await;
+        assert_eq!(told, (StatusCode::SERVICE_UNAVAILABLE, "not ready: starting\n".to_owned()));
+        waiting.send_replace("a-0, which makes the group".to_owned());
+        let told = readyz(State(port.clone())).await.1;
+        assert_eq!(told, "not ready: waiting for a-0, which makes the group\n");
+        assert_eq!(metrics(State(port)).await.status(), StatusCode::SERVICE_UNAVAILABLE);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use crate::command::GroupId;
 use crate::group::leases::Backlog;
-use crate::metrics::reading::{GroupReading, MemberReading, Reading};
+use crate::metrics::reading::{GroupReading, MemberReading, Reading, SeedReading};
 use crate::position::EntryIndex;
 use crate::replica::Replica;
 use crate::replica::membership::Role;
@@ -57,6 +57,7 @@ pub(super) fn read(
             Copies::Single | Copies::Majority => None,
         },
         members: members(group, replica.identity().node_id),
+        seeds: seeds(group),
         storage_bytes: log.end().get().saturating_sub(trimmed.position.get()),
         flush_behind_bytes: log.end().get().saturating_sub(durable.get()),
         dispatch_behind_bytes: durable.get().saturating_sub(applied_position.get()),
@@ -91,6 +92,17 @@ fn members(group: &GroupStanding, me: u64) -> Vec<MemberReading> {
             .map(|said| u64::from(said.disk_percent)),
     };
     others.map(member).collect()
+}
+
+fn seeds(group: &GroupStanding) -> Vec<SeedReading> {
+    let said = group.members.iter().filter(|member| member.is_reachable);
+    let said = said.filter_map(|member| member.said.as_ref());
+    let seeded = said.filter(|said| said.seed_all_bytes > 0).map(|said| SeedReading {
+        node: said.node.clone(),
+        done_bytes: said.seed_done_bytes,
+        all_bytes: said.seed_all_bytes,
+    });
+    seeded.collect()
 }
 
 /// Inclusive, where an end is exclusive; 0 where there is none.
