@@ -1,5 +1,6 @@
 //! One nameserver as a whole: puts the parts together, starts and stops them.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use drumlin_proto::native::routes_server::RoutesServer;
 use drumlin_proto::rocketmq::admin_server::AdminServer as OfficialAdminServer;
 use drumlin_proto::rocketmq::messaging_service_server::MessagingServiceServer;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -92,6 +94,7 @@ impl Nameserver {
             forwarder: Forwarder::default(),
             clients: Clients::default(),
             metrics: Metrics::new(&config.cluster, &config.node),
+            succeeded: watch::Sender::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             config,
@@ -120,6 +123,12 @@ impl Nameserver {
     /// Bound addresses of the listeners, in the order of the configuration.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.addresses.clone()
+    }
+
+    /// Names and UUIDs of broker groups that an unsafe election has replaced: whoever still goes by
+    /// such a UUID counts no more.
+    pub fn succeeded(&self) -> watch::Receiver<BTreeSet<(String, String)>> {
+        self.shared.succeeded.subscribe()
     }
 
     pub fn http_address(&self) -> Option<SocketAddr> {

@@ -23,6 +23,8 @@ use crate::shared::Shared;
 /// Answers that may wait for a slow broker; behind them it is told only the newest.
 const ANSWERS_MAX: usize = 16;
 const NODE_CHARS_MAX: usize = 255;
+/// Group UUIDs that were succeeded; operators make one at a time.
+const SUCCEEDED_MAX: usize = 1024;
 
 /// Why a registration is refused at the door.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +119,7 @@ async fn register(
     };
     check(shared, &hello)?;
     let stream = shared.directory.update(|table, now| table.hello(&hello, now))?;
+    tell_succeeded(shared, &hello);
     let (broker_group, node) = (&hello.broker_group, &hello.node);
     let addresses = hello.listeners.iter().filter_map(|listener| listener.advertised.as_ref());
     let advertised = addresses.map(ToString::to_string).collect::<Vec<_>>().join(" ");
@@ -125,6 +128,17 @@ async fn register(
     shared.directory.update(|table, now| table.stream_broken(stream, now));
     tracing::info!(broker_group, node, "a broker's registration stream ended");
     result
+}
+
+/// Remembers which groups this one has succeeded.
+fn tell_succeeded(shared: &Shared, hello: &Hello) {
+    let uuids = hello.succeeds_group_uuids.iter().filter(|uuid| is_group_uuid(uuid));
+    shared.succeeded.send_if_modified(|known| {
+        let before = known.len();
+        let told = uuids.map(|uuid| (hello.broker_group.clone(), uuid.clone()));
+        known.extend(told.take(SUCCEEDED_MAX.saturating_sub(before)));
+        known.len() > before
+    });
 }
 
 /// Takes what a registered broker tells, and tells it of the others.

@@ -1,5 +1,8 @@
 //! What all edges of one nameserver share.
 
+use std::collections::BTreeSet;
+
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -16,6 +19,8 @@ pub(crate) struct Shared {
     pub(crate) forwarder: Forwarder,
     pub(crate) clients: Clients,
     pub(crate) metrics: Metrics,
+    /// Broker groups and UUIDs that others have succeeded, as far as registered brokers say.
+    pub(crate) succeeded: watch::Sender<BTreeSet<(String, String)>>,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
 }

@@ -49,12 +49,29 @@ async fn serve(keys: &NameserverKeys) -> Result<(), Failure> {
         witnesses = ?witnesses.groups(),
         "started"
     );
-    let signal = server::stop_signal().await?;
+    let signal = tokio::select! {
+        signal = server::stop_signal() => signal?,
+        () = retire_succeeded(&nameserver, &witnesses) => unreachable!("it does not end"),
+    };
     tracing::info!(signal, "stopping");
     witnesses.shutdown().await;
     nameserver.shutdown().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Takes witnesses of groups out of use that an unsafe election has replaced. Does not end.
+async fn retire_succeeded(nameserver: &Server, witnesses: &WitnessHost) {
+    let mut succeeded = nameserver.succeeded();
+    loop {
+        let groups = succeeded.borrow_and_update().clone();
+        for (broker_group, group_uuid) in &groups {
+            witnesses.retire_succeeded(broker_group, group_uuid).await;
+        }
+        if succeeded.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 pub(crate) fn start_failure(error: &(dyn std::error::Error + 'static)) -> Failure {
