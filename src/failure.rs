@@ -17,6 +17,7 @@ pub(crate) enum Kind {
     QueueNotFound,
     MessageNotFound,
     GroupNotFound,
+    MemberNotFound,
     Connect,
     Timeout,
     NotReady,
@@ -41,6 +42,7 @@ impl Kind {
             Self::QueueNotFound => "E0302",
             Self::MessageNotFound => "E0303",
             Self::GroupNotFound => "E0304",
+            Self::MemberNotFound => "E0305",
             Self::Connect => "E0401",
             Self::Timeout => "E0402",
             Self::NotReady => "E0403",
@@ -60,7 +62,8 @@ impl Kind {
             Self::TopicNotFound
             | Self::QueueNotFound
             | Self::MessageNotFound
-            | Self::GroupNotFound => 3,
+            | Self::GroupNotFound
+            | Self::MemberNotFound => 3,
             Self::Connect | Self::Timeout => 4,
             Self::Exists | Self::NotConfirmed | Self::Precondition => 6,
             Self::Partly => 7,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use drumlin_client::cluster::{Change, Cluster as Api};
+use drumlin_client::cluster::{Change, Cluster as Api, GroupMember};
 use drumlin_client::{Client, Code};
 use serde_json::json;
 use tokio::time::Instant;
@@ -133,12 +133,17 @@ impl Action {
             | Self::Transfer { .. }
             | Self::ReplaceWitness { .. } => {
                 let Some((group, change)) = self.change() else { return Ok(()) };
+                let survey = look(&api, global).await?;
+                let group = found(&survey, group)?;
+                if let Change::Remove { node } = &change {
+                    known_member(group, node)?;
+                }
+                let name = &group.known.broker_group;
                 if let Some(loss) = loss(group, &change) {
                     topic::confirm(global, &loss)?;
                 }
-                let survey = look(&api, global).await?;
-                let done = make(&api, found(&survey, group)?, &change).await?;
-                told(group, done, global)
+                let done = make(&api, group, &change).await?;
+                told(name, done, global)
             }
         }
     }
@@ -172,13 +177,21 @@ impl Action {
 }
 
 /// What cannot be taken back, as the question to the user has it.
-fn loss(group: &str, change: &Change) -> Option<String> {
+fn loss(group: &GroupSurvey, change: &Change) -> Option<String> {
+    let name = &group.known.broker_group;
     match change {
-        Change::Remove { node } => Some(format!(
-            "take {node} out of broker group {group}; it can come back only as a new member"
-        )),
+        Change::Remove { node } => {
+            let left = match group.data_voters_without(node) {
+                1 => ", which is then one node without a second copy or a fail-over",
+                _ => "",
+            };
+            Some(format!(
+                "take {node} out of broker group {name}{left}; it can come back only as a new \
+                 member"
+            ))
+        }
         Change::ReplaceWitness { node, .. } => Some(format!(
-            "give broker group {group} a witness at {node} in the place of the one that it has"
+            "give broker group {name} a witness at {node} in the place of the one that it has"
         )),
         Change::Add { .. }
         | Change::Promote { .. }
@@ -214,6 +227,23 @@ fn found<'a>(survey: &'a Survey, name: &str) -> Result<&'a GroupSurvey, Failure>
         Failure::new(Kind::GroupNotFound, format!("broker group {name:?} is not known"))
             .details(near.map(|near| format!("did you mean {near:?}?")))
     })
+}
+
+/// Exit code 3 where there is nothing to take out, so that a script may do it again.
+fn known_member(group: &GroupSurvey, text: &str) -> Result<(), Failure> {
+    let members = group.members();
+    let is_meant = |member: &GroupMember| {
+        member.node == text || text.parse().is_ok_and(|id: u64| id == member.node_id)
+    };
+    // Nobody has said who is in it: the leader will.
+    if members.is_empty() || members.iter().any(is_meant) {
+        return Ok(());
+    }
+    let name = &group.known.broker_group;
+    let names: Vec<_> = members.iter().map(|member| member.node.as_str()).collect();
+    let reason = format!("{text:?} is no member of broker group {name}");
+    Err(Failure::new(Kind::MemberNotFound, reason)
+        .details([format!("its members are {}", names.join(", "))]))
 }
 
 /// Asks the leader, or whoever turns out to be it.

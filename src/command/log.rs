@@ -51,6 +51,10 @@ enum Action {
     Orphans {
         /// A log's folder, a node's data directory, or the root of `dev`'s
         dir: PathBuf,
+        /// Also what the log itself has from here on: of a node whose group another one has
+        /// succeeded by `cluster elect --unsafe`, which says the number
+        #[arg(long, value_name = "N")]
+        from_index: Option<u64>,
     },
 }
 
@@ -75,7 +79,9 @@ impl Log {
             Action::Verify { dir, deep } => verify(dir, *deep, global),
             Action::Stat { dir } => stat(dir, global),
             Action::Diff(diff) => diff.run(global),
-            Action::Orphans { dir } => replicas::orphans(dir, global),
+            Action::Orphans { dir, from_index } => {
+                replicas::orphans(dir, from_index.map(EntryIndex::new), global)
+            }
         }
     }
 }

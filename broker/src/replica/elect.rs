@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
-use drumlin_proto::native::StateRequest;
 use drumlin_proto::native::peer_client::PeerClient;
+use drumlin_proto::native::{PeerEntryId, PeerVote, StateRequest, VoteRequest};
 use futures::future::join_all;
 use tonic::Request;
 use uuid::Uuid;
@@ -31,6 +31,8 @@ use crate::position::{EntryId, EntryIndex, Term};
 
 /// How long another member may take to say how far it is.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longer than a voter that heard a leader holds to it.
+const LEASE_TIME: Duration = Duration::from_millis(1_500);
 /// What membership entries are looked for by.
 const SCAN_BYTES_MAX: u64 = 16 << 20;
 
@@ -54,6 +56,11 @@ pub enum ElectError {
     NoVoter,
     #[error("the group has a leader, {name}: nothing must be given up")]
     Led { name: String },
+    #[error(
+        "{name} hears a leader, {leader}, which this node does not reach: the group goes on \
+        without it, and nothing must be given up"
+    )]
+    Heard { name: String, leader: String },
     #[error("the log failed: {0}")]
     Log(String),
 }
@@ -76,6 +83,8 @@ pub struct Said {
     pub appended_end: u64,
     pub committed_end: u64,
     pub leader: u64,
+    /// It would vote for nobody now, because a leader is there.
+    pub hears_leader: bool,
 }
 
 /// What an unsafe election of a stopped node would mean. Holds its data directory meanwhile.
@@ -118,22 +127,21 @@ impl Candidate {
         let said_gate = applying.state.applied().map(|at| (at, applying.state.gate()));
         let store = LogStore::new(log.clone(), &opening::hint_path(&data_dir), said_gate)?;
         let alone = store.facts().borrow().mode != Mode::Paired;
-        let nodes = members.nodes().filter(|(id, _)| **id != me);
-        let addresses = opening::addresses(config);
-        let asked = nodes.map(|(id, node)| ask(&data_dir, *id, node, &addresses));
-        let others = join_all(asked).await;
-        if let Some(name) = led_by(&others) {
-            return Err(ElectError::Led { name });
-        }
+        let others = ask_all(&data_dir, &members, &opening::addresses(config)).await?;
         let address = opening::own_address(config);
         Ok(Self { last: log.last(), data_dir, log, address, alone, others })
+    }
+
+    /// Behind the last entry of this node's log: from here on its group goes ways of its own.
+    pub fn own_end(&self) -> u64 {
+        self.last.map_or(0, |last| last.index.get() + 1)
     }
 
     /// Entries that others say they have and this node has not; `None` if nobody says.
     ///
     /// A witness that answers knows of every acknowledged entry that this node may lack.
     pub fn lacking_count(&self) -> Option<u64> {
-        let own_end = self.last.map_or(0, |last| last.index.get() + 1);
+        let own_end = self.own_end();
         let ends = self.others.iter().filter_map(|other| other.said.as_ref().ok());
         ends.map(|said| said.appended_end.saturating_sub(own_end)).max()
     }
@@ -148,7 +156,7 @@ impl Candidate {
             self.log.vote().map_or(0, |vote| vote.term.get()),
             self.last.map_or(0, |last| last.term.get()),
         ]);
-        let term = Term::new(terms.max().unwrap_or_default() + 1);
+        let term = Term::new(terms.max().unwrap_or_default().saturating_add(1));
         let node =
             BrokerNode { name: identity.node.clone(), address: self.address, role: Role::Data };
         let nodes = BTreeMap::from([(identity.node_id, node)]);
@@ -203,6 +211,39 @@ fn members(restored: &Restored) -> Result<Membership, ElectError> {
     Ok(found)
 }
 
+/// What the other members say.
+///
+/// Errors: that one of them leads, or is led.
+async fn ask_all(
+    data_dir: &DataDir,
+    members: &Membership,
+    addresses: &BTreeMap<String, String>,
+) -> Result<Vec<Other>, ElectError> {
+    let me = data_dir.identity().node_id;
+    let mut is_again = false;
+    loop {
+        let nodes = members.nodes().filter(|(id, _)| **id != me);
+        let asked = nodes.map(|(id, node)| ask(data_dir, *id, node, addresses));
+        let others = join_all(asked).await;
+        if let Some(name) = led_by(&others) {
+            return Err(ElectError::Led { name });
+        }
+        let hears = |other: &&Other| other.said.as_ref().is_ok_and(|said| said.hears_leader);
+        match others.iter().find(hears) {
+            None => return Ok(others),
+            Some(other) if is_again => {
+                let leader = other.said.as_ref().map_or(0, |said| said.leader);
+                let leader = members.get_node(&leader).map(|node| node.name.clone());
+                let leader = leader.unwrap_or_else(|| "whoever it is".to_owned());
+                return Err(ElectError::Heard { name: other.name.clone(), leader });
+            }
+            // Perhaps the leader was there a moment ago.
+            Some(_) => tokio::time::sleep(LEASE_TIME).await,
+        }
+        is_again = true;
+    }
+}
+
 async fn ask(
     data_dir: &DataDir,
     id: u64,
@@ -224,7 +265,6 @@ async fn said_by(data_dir: &DataDir, id: u64, address: &str) -> Result<Said, Str
     let identity = data_dir.identity();
     let channel = endpoint(address).map_err(|error| error.to_string())?;
     let channel = channel.connect().await.map_err(|error| error.to_string())?;
-    let mut request = Request::new(StateRequest {});
     let caller = Caller {
         cluster: identity.cluster.clone(),
         broker_group: identity.broker_group.to_string(),
@@ -232,15 +272,30 @@ async fn said_by(data_dir: &DataDir, id: u64, address: &str) -> Result<Said, Str
         from: identity.node_id,
         to: id,
     };
-    caller.write(request.metadata_mut()).map_err(|error| error.to_string())?;
-    let answer = PeerClient::new(channel).state(request).await;
+    let mut client = PeerClient::new(channel);
+    let answer = client.state(called(&caller, StateRequest {})?).await;
     let state = answer.map_err(|status| status.message().to_owned())?.into_inner();
+    // Only a leader that is heard keeps a member from granting this, and it changes nothing there.
+    let (term, node) = (state.term.saturating_add(1), identity.node_id);
+    let wish = VoteRequest {
+        vote: Some(PeerVote { term, node, committed: false }),
+        last: Some(PeerEntryId { term, index: state.appended_end }),
+        leadership_transfer: false,
+    };
+    let granted = client.pre_vote(called(&caller, wish)?).await;
     Ok(Said {
         term: state.term,
         appended_end: state.appended_end,
         committed_end: state.committed_end,
         leader: state.leader,
+        hears_leader: granted.is_ok_and(|answer| !answer.into_inner().granted),
     })
+}
+
+fn called<T>(caller: &Caller, message: T) -> Result<Request<T>, String> {
+    let mut request = Request::new(message);
+    caller.write(request.metadata_mut()).map_err(|error| error.to_string())?;
+    Ok(request)
 }
 
 /// A data node that says that it leads.

@@ -23,7 +23,14 @@ pub(super) struct Elect {
 
 impl Elect {
     pub(super) fn run(&self, global: &Global) -> Result<(), Failure> {
+        if self.config.answer_example::<BrokerKeys>("broker")? {
+            return Ok(());
+        }
         let loaded: Loaded<BrokerKeys> = self.config.load()?;
+        // Whoever only wants to look at the configuration must not have elected anything.
+        if self.config.answer(&loaded, global)? {
+            return Ok(());
+        }
         let config = loaded.keys.config();
         let (node, group) = (config.node.clone(), config.broker_group.to_string());
         crate::command::runtime()?.block_on(async {
@@ -33,6 +40,7 @@ impl Elect {
             }
             topic::confirm(global, &format!("make {node} broker group {group} by itself"))?;
             let lacking = candidate.lacking_count();
+            let own_end = candidate.own_end();
             let uuid = candidate.elect().await.map_err(|error| failure(&error))?;
             if matches!(global.output, Shape::Json | Shape::Jsonl) {
                 output::print_document(
@@ -42,6 +50,7 @@ impl Elect {
                         "broker_group": group,
                         "group_uuid": uuid.to_string(),
                         "lacking_entries": lacking,
+                        "first_index_of_its_own": own_end,
                     }),
                 )?;
             } else if !global.quiet {
@@ -73,11 +82,13 @@ fn given_up(node: &str, group: &str, candidate: &Candidate) -> Vec<String> {
                 .to_owned()
         }
     });
-    lines.push(
+    let own_end = candidate.own_end();
+    lines.push(format!(
         "The other members will be refused. They come back with an empty data directory and \
-         `drumlin cluster add`; what only they have is shown by `drumlin log orphans`."
-            .to_owned(),
-    );
+         `drumlin cluster add`, the witness with `drumlin cluster replace-witness`. What only they \
+         have is shown by `drumlin log orphans DIR --from-index {own_end}` in what was their data \
+         directory: keep it aside."
+    ));
     lines
 }
 
@@ -98,7 +109,8 @@ fn failure(error: &ElectError) -> Failure {
         ElectError::Empty
         | ElectError::AloneAlready
         | ElectError::NoVoter
-        | ElectError::Led { .. } => Kind::Precondition,
+        | ElectError::Led { .. }
+        | ElectError::Heard { .. } => Kind::Precondition,
         ElectError::DataDir(_)
         | ElectError::Checkpoint(_)
         | ElectError::Restore(_)

@@ -32,6 +32,8 @@ const REPLICAS: &[Column] = &[
     column("LAG-MS", "lag_ms"),
     column("DISK-%", "disk_percent"),
     column("DIGEST", "digest"),
+    wide("SEEDED-BYTES", "seed_done_bytes"),
+    wide("OF-BYTES", "seed_all_bytes"),
     wide("HEARD-MS", "heard_ago_ms"),
     wide("FREE-BYTES", "disk_free_bytes"),
     wide("RELEASE", "release"),
@@ -126,6 +128,7 @@ fn state(member: &GroupMember) -> String {
     let said = member.state.clone().unwrap_or_default();
     match member {
         _ if !member.reachable => "unreachable".into(),
+        _ if said.seed_all_bytes > 0 => "seeding".into(),
         _ if !member.gone.is_empty() => member.gone.clone(),
         _ if said.stopping => "stopping".into(),
         _ if said.disk_full => "disk full".into(),
@@ -167,6 +170,7 @@ fn replica_row(_: &GroupSurvey, member: &GroupMember) -> Map<String, Value> {
     let said = member.state.as_ref();
     // A witness tells nothing of its disk.
     let disk = said.filter(|_| !member.witness);
+    let seed = said.filter(|said| member.reachable && said.seed_all_bytes > 0);
     fields(json!({
         "state": state(member),
         "term": said.map(|said| said.term),
@@ -175,6 +179,8 @@ fn replica_row(_: &GroupSurvey, member: &GroupMember) -> Map<String, Value> {
         "lag_ms": member.lag_ms,
         "disk_percent": disk.map(|said| said.disk_percent),
         "disk_free_bytes": disk.map(|said| said.disk_free_bytes),
+        "seed_done_bytes": seed.map(|said| said.seed_done_bytes),
+        "seed_all_bytes": seed.map(|said| said.seed_all_bytes),
         "digest": match member.digest() {
             Agreement::Equal => Some("equal"),
             Agreement::Differs => Some("differs"),

@@ -101,6 +101,14 @@ impl GroupSurvey {
             .collect()
     }
 
+    /// Data nodes that vote, but for the one of this name or id.
+    pub(super) fn data_voters_without(&self, text: &str) -> usize {
+        let id: Option<u64> = text.parse().ok();
+        let members = self.members();
+        let data = members.iter().filter(|member| member.voter && !member.witness);
+        data.filter(|member| member.node != text && Some(member.node_id) != id).count()
+    }
+
     /// Acknowledged messages have fewer copies than they should.
     pub(super) fn is_degraded(&self) -> Option<bool> {
         let standing = self.standing().filter(|standing| standing.leads)?;

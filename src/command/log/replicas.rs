@@ -29,8 +29,12 @@ const ORPHANS: &[Column] = &[
     wide("FILE", "file"),
 ];
 
-/// Lists what lies in quarantine.
-pub(super) fn orphans(dir: &Path, global: &Global) -> Result<(), Failure> {
+/// Lists what lies in quarantine, and what the log has from `given_up` on.
+pub(super) fn orphans(
+    dir: &Path,
+    given_up: Option<EntryIndex>,
+    global: &Global,
+) -> Result<(), Failure> {
     let files = open(dir)?;
     let cuts = files.cut_files().map_err(|error| open_failure(dir, &error.into()))?;
     let first = cuts.iter().flat_map(|cut| &cut.entries).map(|(_, entry)| entry.id.index).min();
@@ -40,7 +44,15 @@ pub(super) fn orphans(dir: &Path, global: &Global) -> Result<(), Failure> {
         frames.map(|frame| (frame.entry.id.index, frame.entry.id)).collect()
     });
     let oldest = files.segments().first().map(|segment| segment.header.base);
-    let rows = cuts.iter().flat_map(|cut| rows_of(cut, &held, oldest)).collect();
+    let mut rows: Vec<Value> = cuts.iter().flat_map(|cut| rows_of(cut, &held, oldest)).collect();
+    if let Some(from) = given_up {
+        let mut frames = files.frames(from);
+        while let Some(frame) = next(dir, &files, frames.next())? {
+            let Frame { header, entry, .. } = &frame;
+            let (bytes, incarnation) = (header.frame_bytes(), header.incarnation);
+            rows.push(row(entry, bytes, incarnation, "the group went on without it", None));
+        }
+    }
     let listing = Listing {
         schema: "drumlin/log.orphans/v1",
         rows_field: "orphans",
@@ -72,21 +84,8 @@ fn rows_of(
                 }
                 None => "the log ends before it".to_owned(),
             };
-            let (topics, record_count) = held_runs(entry);
-            json!({
-                "index": entry.id.index.get(),
-                "term": entry.id.term.get(),
-                "kind": kind_name(entry.kind),
-                "time": (entry.clock_ms > 0).then(|| time(entry.clock_ms)).flatten(),
-                "time_ms": (entry.clock_ms > 0).then_some(entry.clock_ms),
-                "topics": topics,
-                "record_count": record_count,
-                "bytes": header.frame_bytes(),
-                "payload_crc": format!("{:08x}", entry.payload_crc),
-                "why": why,
-                "incarnation": header.incarnation,
-                "file": cut.name,
-            })
+            let (bytes, incarnation) = (header.frame_bytes(), header.incarnation);
+            row(entry, bytes, incarnation, &why, Some(&cut.name))
         })
         .collect();
     if cut.unreadable_bytes > 0 {
@@ -107,6 +106,25 @@ fn rows_of(
         }));
     }
     rows
+}
+
+/// `file`: of the quarantine; none for what lies in the log.
+fn row(entry: &Entry, bytes: u64, incarnation: u64, why: &str, file: Option<&str>) -> Value {
+    let (topics, record_count) = held_runs(entry);
+    json!({
+        "index": entry.id.index.get(),
+        "term": entry.id.term.get(),
+        "kind": kind_name(entry.kind),
+        "time": (entry.clock_ms > 0).then(|| time(entry.clock_ms)).flatten(),
+        "time_ms": (entry.clock_ms > 0).then_some(entry.clock_ms),
+        "topics": topics,
+        "record_count": record_count,
+        "bytes": bytes,
+        "payload_crc": format!("{:08x}", entry.payload_crc),
+        "why": why,
+        "incarnation": incarnation,
+        "file": file,
+    })
 }
 
 /// Ids of the topics and the number of records in an entry.
