@@ -7,6 +7,8 @@ mod deferred;
 mod disks;
 mod gate;
 mod kills;
+mod leading;
+mod members;
 mod operation;
 mod partitions;
 mod pauses;

@@ -13,10 +13,12 @@ use crate::loop_disk::LoopDisk;
 
 use self::process::Machine;
 
+mod commands;
 pub mod logs;
 mod observe;
 mod process;
 
+pub use commands::Told;
 pub use observe::{Seen, look};
 pub use process::Process;
 
@@ -360,6 +362,20 @@ impl Cluster {
         self.node_mut(name)?.resume()
     }
 
+    /// Takes all that a dead node had: it finds an empty disk. Returns where its data lies now.
+    pub fn take_disk(&mut self, name: &str) -> Result<PathBuf> {
+        let node = self.node_mut(name)?;
+        ensure!(node.child.is_none() || node.ended()?.is_some(), "{name} is running");
+        let taken = node.data_dir.with_extension(format!("taken-{}", fastrand::u32(..)));
+        std::fs::rename(&node.data_dir, &taken)?;
+        Ok(taken)
+    }
+
+    /// Status and body of `/readyz`.
+    pub async fn readiness(&self, name: &str) -> Result<(u16, String)> {
+        observe::get(&self.node(name)?.ports.http, "/readyz").await
+    }
+
     /// Whether its process ended by itself.
     pub fn ended(&mut self, name: &str) -> Result<bool> {
         Ok(self.node_mut(name)?.ended()?.is_some())
@@ -516,6 +532,20 @@ impl Drop for Cluster {
         // File systems before the folder that they are in.
         self.disks.clear();
     }
+}
+
+/// Looks as long as it is to be so, and fails as soon as it is not.
+pub async fn wait_while(
+    what: &str,
+    time: Duration,
+    mut look: impl AsyncFnMut() -> Result<bool>,
+) -> Result<()> {
+    let deadline = Instant::now() + time;
+    while Instant::now() < deadline {
+        ensure!(look().await?, "{what}");
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+    Ok(())
 }
 
 /// Looks until there is something.

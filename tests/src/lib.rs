@@ -9,5 +9,6 @@ pub mod load;
 pub mod loop_disk;
 pub mod node;
 pub mod run;
+pub mod schema;
 pub mod traffic;
 pub mod watch;

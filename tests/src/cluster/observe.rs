@@ -72,7 +72,7 @@ fn without_common(series: &str) -> String {
 }
 
 /// Status code and body of one GET.
-async fn get(address: &str, path: &str) -> Result<(u16, String)> {
+pub(super) async fn get(address: &str, path: &str) -> Result<(u16, String)> {
     let asked = async {
         let mut socket = TcpStream::connect(address).await?;
         let request =

@@ -1,0 +1,205 @@
+//! Members come, go and are replaced by an operator's commands, under load.
+
+use anyhow::{Context, Result, ensure};
+use drumlin_tests::cluster::{Layout, PATIENCE, Told, wait_for};
+use drumlin_tests::run::{Run, within};
+
+use super::{GOES_ON_WITHIN, IN_FAULT, limit};
+
+const GROUP: &str = "broker-a";
+const WITNESS: &str = "nameserver-0";
+
+/// `NODE@HOST:PORT` of the peer port.
+fn place(run: &Run, name: &str) -> Result<String> {
+    Ok(format!("{name}@{}", run.cluster.node(name)?.ports.peers))
+}
+
+async fn cluster(run: &Run, arguments: &[&str]) -> Result<Told> {
+    run.cluster.command(&[&["cluster"], arguments].concat()).await
+}
+
+/// Until the learner of that name has caught up and votes.
+async fn promote(run: &Run, name: &str) -> Result<Told> {
+    wait_for("it does not become a voter", PATIENCE, async || {
+        let told = cluster(run, &["promote", GROUP, name]).await?;
+        // Only being behind is worth another try.
+        ensure!(told.exit == 0 || told.errors.contains("behind"), "{told:?}");
+        Ok((told.exit == 0).then_some(told))
+    })
+    .await
+}
+
+/// Members as `cluster health` has them: name, role, id.
+fn members(health: &Told) -> Result<Vec<(String, String, u64)>> {
+    let rows = health.data["replicas"].as_array().context("no replicas")?;
+    let text = |row: &serde_json::Value, field: &str| {
+        row[field].as_str().map(str::to_owned).with_context(|| format!("no {field} in {row}"))
+    };
+    rows.iter()
+        .map(|row| {
+            let id = row["node_id"].as_u64().with_context(|| format!("no id in {row}"))?;
+            Ok((text(row, "node")?, text(row, "role")?, id))
+        })
+        .collect()
+}
+
+async fn healthy(run: &Run) -> Result<Vec<(String, String, u64)>> {
+    let health = cluster(run, &["health", "--wait"]).await?.success()?;
+    ensure!(health.data["groups"][0]["copies"] == "paired", "{}", health.data);
+    members(&health)
+}
+
+fn id_of(members: &[(String, String, u64)], name: &str) -> Result<u64> {
+    let found = members.iter().find(|(node, _, _)| node == name);
+    found.map(|(_, _, id)| *id).with_context(|| format!("no {name} in {members:?}"))
+}
+
+/// Its old id would stand for votes and entries that the new disk does not have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_lost_its_disk_comes_back_as_a_new_member() -> Result<()> {
+    within(limit(1), async {
+        let mut run = Run::start("lost disk", &Layout::one_group()).await?;
+        let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
+        let lost = run.cluster.peer(&leader)?;
+        let old_id = id_of(&healthy(&run).await?, &lost)?;
+        run.cluster.kill(&lost)?;
+        run.cluster.take_disk(&lost)?;
+        run.began("lost disk", Some(GROUP), Some(GOES_ON_WITHIN));
+        run.cluster.start_node(&lost)?;
+        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        let hint = format!("drumlin cluster add {GROUP} {lost}@");
+        wait_for("it does not say what to do", PATIENCE, async || {
+            let (status, body) = run.cluster.readiness(&lost).await?;
+            Ok((status == 503 && body.contains(&hint)).then_some(()))
+        })
+        .await?;
+        let health = cluster(&run, &["health"]).await?.refusal(1, "does not answer")?;
+        ensure!(health.data["groups"][0]["degraded"] == true, "{}", health.data);
+
+        let place = place(&run, &lost)?;
+        let (_, address) = place.split_once('@').context("an address")?;
+        let renamed = format!("broker-a-7@{address}");
+        cluster(&run, &["add", GROUP, &renamed]).await?.refusal(6, "expected \"broker-a-7\"")?;
+        cluster(&run, &["add", "broker-z", &place]).await?.refusal(3, "broker-z")?;
+        cluster(&run, &["promote", GROUP, "nobody"]).await?.refusal(2, "no member")?;
+        cluster(&run, &["remove", GROUP, "nobody", "--yes"]).await?.refusal(3, "no member")?;
+        let added = cluster(&run, &["add", GROUP, &place]).await?.success()?;
+        // As where the answer to the first never arrived.
+        let again = cluster(&run, &["add", GROUP, &place]).await?.success()?;
+        ensure!(added.data == again.data, "{} and {}", added.data, again.data);
+        promote(&run, &lost).await?;
+        promote(&run, &lost).await?;
+        let now = healthy(&run).await?;
+        ensure!(id_of(&now, &lost)? > old_id && now.len() == 3, "{now:?}");
+        run.ended("lost disk");
+
+        // It counts as the one before did.
+        run.cluster.kill(&leader)?;
+        run.began("leader kill", Some(GROUP), Some(GOES_ON_WITHIN));
+        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        run.ended("leader kill");
+        run.recover().await?;
+        run.plan = run.plan.fault("lost disk", 1).fault("leader kill", 1);
+        run.plan.sends_in_faults_min = 2 * IN_FAULT;
+        run.finish().await?;
+        Ok(())
+    })
+    .await
+}
+
+/// A wiped witness has forgotten its votes: a new one takes its place, here or elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_witness_is_replaced_where_it_was_and_elsewhere() -> Result<()> {
+    within(limit(1), async {
+        let layout = Layout { nameservers: 2, ..Layout::one_group() };
+        let mut run = Run::start("witness", &layout).await?;
+        let old_id = id_of(&healthy(&run).await?, WITNESS)?;
+        run.cluster.kill(WITNESS)?;
+        run.cluster.take_disk(WITNESS)?;
+        run.cluster.start_node(WITNESS)?;
+        run.began("lost witness", Some(GROUP), Some(GOES_ON_WITHIN));
+        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        wait_for("the loss does not show", PATIENCE, async || {
+            let health = cluster(&run, &["health"]).await?;
+            Ok(health.errors.contains("the witness at nameserver-0 does not answer").then_some(()))
+        })
+        .await?;
+
+        let replace = ["replace-witness", GROUP, "--on"];
+        let on =
+            async |place: &str| cluster(&run, &[&replace[..], &[place, "--yes"]].concat()).await;
+        cluster(&run, &[&replace[..], &[WITNESS]].concat()).await?.refusal(6, "--yes")?;
+        on("nameserver-7").await?.refusal(2, "nameserver-7@HOST:PORT")?;
+        // The configuration of the brokers has its address.
+        on(WITNESS).await?.success()?;
+        let now = healthy(&run).await?;
+        ensure!(id_of(&now, WITNESS)? > old_id && now.len() == 3, "{now:?}");
+        run.ended("lost witness");
+
+        // With its vote the follower takes over.
+        let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
+        run.cluster.kill(&leader)?;
+        run.began("leader kill", Some(GROUP), Some(GOES_ON_WITHIN));
+        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        run.ended("leader kill");
+        run.recover().await?;
+
+        let other = format!("nameserver-1@{}", run.cluster.node("nameserver-1")?.ports.client);
+        let on =
+            async |place: &str| cluster(&run, &[&replace[..], &[place, "--yes"]].concat()).await;
+        on(&other).await?.success()?;
+        let now = healthy(&run).await?;
+        ensure!(id_of(&now, "nameserver-1").is_ok() && now.len() == 3, "{now:?}");
+        // The one that was left there counts no more, whether or not it has heard of it.
+        on(WITNESS).await?.success()?;
+        let now = healthy(&run).await?;
+        ensure!(id_of(&now, WITNESS).is_ok() && now.len() == 3, "{now:?}");
+        run.recover().await?;
+        run.plan = run.plan.fault("lost witness", 1).fault("leader kill", 1);
+        run.plan.sends_in_faults_min = 2 * IN_FAULT;
+        run.finish().await?;
+        Ok(())
+    })
+    .await
+}
+
+/// Down to one node, which goes on by itself, and up to two and a witness again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_shrinks_to_one_node_and_grows_again() -> Result<()> {
+    if std::env::var_os("DRUMLIN_LONG").is_none() {
+        return Ok(());
+    }
+    within(limit(1), async {
+        let mut run = Run::start("shrink", &Layout::one_group()).await?;
+        let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
+        // The leader itself: it hands over first.
+        cluster(&run, &["remove", GROUP, &leader]).await?.refusal(6, "without a second copy")?;
+        cluster(&run, &["remove", GROUP, &leader, "--yes"]).await?.success()?;
+        run.began("removal", Some(GROUP), Some(GOES_ON_WITHIN));
+        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        let health = cluster(&run, &["health", "--wait"]).await?.success()?;
+        ensure!(health.data["groups"][0]["copies"] == "single", "{}", health.data);
+        ensure!(members(&health)?.len() == 1, "{}", health.data);
+        cluster(&run, &["remove", GROUP, &leader, "--yes"]).await?.refusal(3, "no member")?;
+        cluster(&run, &["transfer", GROUP]).await?.refusal(6, "in step")?;
+
+        run.cluster.stop(&leader, PATIENCE).await?;
+        run.cluster.take_disk(&leader)?;
+        run.cluster.start_node(&leader)?;
+        let place = place(&run, &leader)?;
+        cluster(&run, &["add", GROUP, &place]).await?.success()?;
+        cluster(&run, &["promote", GROUP, &leader]).await?.refusal(6, "need a witness")?;
+        let replaced = ["replace-witness", GROUP, "--on", WITNESS, "--yes"];
+        cluster(&run, &replaced).await?.success()?;
+        promote(&run, &leader).await?;
+        let now = healthy(&run).await?;
+        ensure!(now.len() == 3, "{now:?}");
+        run.ended("removal");
+        run.recover().await?;
+        run.plan = run.plan.fault("removal", 1);
+        run.plan.sends_in_faults_min = IN_FAULT;
+        run.finish().await?;
+        Ok(())
+    })
+    .await
+}
