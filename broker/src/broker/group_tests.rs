@@ -234,6 +234,10 @@ async fn node_that_is_added_takes_the_place_of_a_lost_one() {
     .unwrap();
     until_readable(&added, 1).await;
     let replica = brokers[leads].context().replica.clone();
+    let again = replica.add_member(&spare.name, &spare.address).await.unwrap();
+    assert_eq!(again, id, "as where the answer to the first never arrived");
+    let member = replica.add_member(&group.nodes[1].name, &group.nodes[1].address).await;
+    assert!(matches!(member, Err(ChangeError::NotAdopted { .. })), "{member:?}");
     let even = replica.promote(id, None).await.unwrap_err();
     assert!(matches!(even, ChangeError::Even { data_count: 4 }), "{even}");
     let lost = (leads + 1) % 3;

@@ -1,5 +1,5 @@
 use super::labels::OTHER;
-use super::reading::{GroupReading, MemberReading};
+use super::reading::{GroupReading, MemberReading, SeedReading};
 use super::*;
 
 fn topic(name: &str) -> TopicName {
@@ -197,6 +197,7 @@ fn every_built_name_is_in_a_scrape_with_the_common_labels() {
         groups: vec![group],
         paired: Some(true),
         members: vec![peer, witness],
+        seeds: vec![SeedReading { node: "broker-a-1".into(), done_bytes: 3, all_bytes: 9 }],
         ..Reading::default()
     };
     let text = metrics.scrape(&reading).expect("text can be written");
@@ -209,4 +210,5 @@ fn every_built_name_is_in_a_scrape_with_the_common_labels() {
         assert!(line.contains(common), "{line}");
     }
     assert!(text.ends_with("# EOF\n"));
+    assert!(!scraped(&metrics).contains("drumlin_seed_all_bytes{"), "it is over");
 }

@@ -94,11 +94,16 @@ impl Plan {
         format!("{name}, which makes the group")
     }
 
-    /// What makes this node a member of a group that runs already.
-    fn add_command(&self) -> String {
+    /// For what a node waits that is empty although its group runs, as `link`'s member says.
+    fn exists_already(&self, link: &Link<'_>, answer: &ProbeResponse) -> String {
         let own = self.members.iter().find(|planned| planned.node.name == self.own_name);
         let address = own.map_or("HOST:PORT", |own| own.node.address.as_str());
-        format!("drumlin cluster add {} {}@{address}", self.broker_group, self.own_name)
+        let (group, name) = (&self.broker_group, &self.own_name);
+        link.told(format!(
+            "it runs as group {} already, and the data directory of this node is empty: run \
+             `drumlin cluster add {group} {name}@{address}` to make this node a new member",
+            answer.group_uuid
+        ))
     }
 
     fn others(&self) -> impl Iterator<Item = &Planned> {
@@ -281,7 +286,7 @@ impl Report {
             since >= REPORT_INTERVAL || (told != waiting_for && since >= REPORT_INTERVAL / 5)
         });
         if due {
-            tracing::info!(waiting_for, "the broker group is not complete yet");
+            tracing::info!(waiting_for, "this node has no part in its broker group yet");
             self.last = Some((now, waiting_for.to_owned()));
         }
     }
@@ -473,9 +478,18 @@ async fn assemble(plan: &Plan, door: &Door) {
     let mut report = Report::new(plan.waiting.clone());
     loop {
         let answers = join_all(links.iter().map(Link::probe)).await;
-        let told = links.iter().zip(answers);
-        let mut waiting: Vec<_> =
-            told.filter_map(|(link, answer)| obstacle(plan, link, answer)).collect();
+        let told: Vec<_> = links.iter().zip(answers).collect();
+        let runs = |(link, answer): &(&Link<'_>, Result<ProbeResponse, String>)| {
+            let answer = answer.as_ref().ok().filter(|answer| answer.initialised)?;
+            Some(plan.exists_already(link, answer))
+        };
+        let mut waiting: Vec<_> = match told.iter().find_map(runs) {
+            // Nothing else matters then.
+            Some(exists) => vec![exists],
+            None => {
+                told.into_iter().filter_map(|(link, answer)| obstacle(plan, link, answer)).collect()
+            }
+        };
         if plan.founds() && waiting.is_empty() {
             return found(door).await;
         }
@@ -487,15 +501,9 @@ async fn assemble(plan: &Plan, door: &Door) {
     }
 }
 
-/// What a member's answer keeps this node, which is empty, from.
+/// What a member's answer keeps this node, which is empty, from, where no group runs yet.
 fn obstacle(plan: &Plan, link: &Link<'_>, answer: Result<ProbeResponse, String>) -> Option<String> {
     match answer {
-        Ok(answer) if answer.initialised => Some(link.told(format!(
-            "it runs as group {} already, and the data directory of this node is empty: run \
-             `{}` to make this node a new member",
-            answer.group_uuid,
-            plan.add_command(),
-        ))),
         Ok(answer) if !answer.group_uuid.is_empty() && plan.founds() => Some(link.told(format!(
             "it was made a member of group {}, which this node knows nothing of: empty its data \
              directory too, or restore this node's",

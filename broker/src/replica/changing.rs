@@ -188,6 +188,14 @@ impl Replica {
         if data_count != 2 && !(data_count == 1 && learns) {
             return Err(ChangeError::WitnessSurplus { data_count });
         }
+        let node = members.nodes.get(&old.unwrap_or_default());
+        if let (Some(old), Some(node)) = (old, node)
+            && node.name == name
+            && self.answers_as(old, name, address).await
+        {
+            // As where this was asked before, and the answer did not arrive.
+            return Ok(old);
+        }
         let id = self.add(name, address, Role::Witness).await?;
         if data_count == 1 {
             // It votes once there is a second data node to vote too.
@@ -262,6 +270,14 @@ impl Replica {
         }
         tracing::info!(id, name, address, ?role, "added a member");
         Ok(id)
+    }
+
+    /// Whether the node at `address` is this member of this group.
+    async fn answers_as(&self, id: u64, name: &str, address: &str) -> bool {
+        let node = BrokerNode { name: name.into(), address: address.into(), role: Role::Witness };
+        let group_uuid = self.identity().group_uuid.to_string();
+        let probed = bootstrap::probe(self.identity(), &node).await;
+        probed.is_ok_and(|it| it.node_id == id && it.group_uuid == group_uuid)
     }
 
     /// Above all that were ever given, those of members that are gone too: each addition is an

@@ -117,3 +117,52 @@ async fn a_leader_whose_disk_stalls_gives_way() -> Result<()> {
     .await?;
     Ok(())
 }
+
+/// Nobody can take over: it refuses, and begins anew or ends, so that nothing old is left of its lead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_stalls_under_the_only_copy_loses_nothing() -> Result<()> {
+    if std::env::var_os("DRUMLIN_LONG").is_none()
+        || skipped("a_disk_that_stalls_under_the_only_copy_loses_nothing")?
+    {
+        return Ok(());
+    }
+    within(limit(1), async {
+        let mut run = Run::start("stalled disk alone", &layout()).await?;
+        let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
+        let follower = run.cluster.peer(&leader)?;
+        run.cluster.kill(&follower)?;
+        run.began("follower kill", Some(GROUP), Some(GOES_ON_WITHIN));
+        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        let frozen = run.cluster.disk(&leader)?.freeze()?;
+        run.began("stalled disk", None, None);
+        wait_for("it does not give its lead up", PATIENCE, async || {
+            Ok(run.cluster.log_text(&leader)?.contains("the disk stalls").then_some(()))
+        })
+        .await?;
+        wait_for("it still says that it leads", PATIENCE, async || {
+            let seen = run.cluster.look(&leader).await;
+            Ok(seen
+                .is_ok_and(|seen| !seen.leads)
+                .then_some(())
+                .or(run.cluster.ended(&leader)?.then_some(())))
+        })
+        .await?;
+        drop(frozen);
+        run.ended("stalled disk");
+        // A process whose disk did not answer in time ends; whoever started it starts it again.
+        wait_for("it does not go on", PATIENCE, async || {
+            if run.cluster.ended(&leader)? {
+                run.cluster.start_node(&leader)?;
+            }
+            Ok(run.cluster.leader(GROUP).await.map(drop))
+        })
+        .await?;
+        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        run.ended("follower kill");
+        run.recover().await?;
+        run.plan = run.plan.fault("stalled disk", 1).fault("follower kill", 1);
+        run.finish().await?;
+        Ok(())
+    })
+    .await
+}

@@ -1,7 +1,10 @@
 //! Members come, go and are replaced by an operator's commands, under load.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use drumlin_tests::cluster::{Layout, PATIENCE, Told, wait_for};
+use drumlin_tests::load::Mix;
 use drumlin_tests::run::{Run, within};
 
 use super::{GOES_ON_WITHIN, IN_FAULT, limit};
@@ -150,6 +153,8 @@ async fn a_witness_is_replaced_where_it_was_and_elsewhere() -> Result<()> {
         on(&other).await?.success()?;
         let now = healthy(&run).await?;
         ensure!(id_of(&now, "nameserver-1").is_ok() && now.len() == 3, "{now:?}");
+        // Again, as where the answer did not arrive.
+        on(&other).await?.success()?;
         // The one that was left there counts no more, whether or not it has heard of it.
         on(WITNESS).await?.success()?;
         let now = healthy(&run).await?;
@@ -199,6 +204,74 @@ async fn a_group_shrinks_to_one_node_and_grows_again() -> Result<()> {
         run.plan = run.plan.fault("removal", 1);
         run.plan.sends_in_faults_min = IN_FAULT;
         run.finish().await?;
+        Ok(())
+    })
+    .await
+}
+
+/// A node that was away for longer than the log goes back: how far it is with its copy is seen
+/// everywhere, and it is not ready before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_far_a_seed_has_come_is_told_by_both_nodes() -> Result<()> {
+    if std::env::var_os("DRUMLIN_LONG").is_none() {
+        return Ok(());
+    }
+    within(limit(2), async {
+        let layout = Layout::one_group()
+            .set("log.segment_bytes=4MiB")
+            .set("retention.retention_bytes_max=16MiB")
+            .set("raft.seed_bytes_per_second_max=1MiB");
+        let pause = Duration::from_millis(20);
+        let mix = Mix { body_bytes: 20_000, pause, ..Mix::default() };
+        let mut run = Run::start_with("seed", &layout, mix).await?;
+        let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
+        let follower = run.cluster.peer(&leader)?;
+        let had = run.cluster.look(&follower).await?.appended;
+        run.cluster.kill(&follower)?;
+        run.began("follower kill", Some(GROUP), Some(GOES_ON_WITHIN));
+        wait_for("nothing is trimmed", 3 * PATIENCE, async || {
+            let seen = run.cluster.look(&leader).await?;
+            let trimmed = seen.metric("drumlin_commitlog_index{kind=\"trimmed\"}");
+            // Indexes of a test are exact in a float.
+            #[allow(clippy::cast_precision_loss)]
+            let had = had as f64;
+            Ok((trimmed.context("no trimmed index")? > had + 1.0).then_some(()))
+        })
+        .await?;
+        run.cluster.start_node(&follower)?;
+        wait_for("the copy does not show", PATIENCE, async || {
+            let health = cluster(&run, &["health"]).await?;
+            let rows = health.data["replicas"].as_array().context("no replicas")?;
+            let row = rows.iter().find(|row| row["node"] == follower.as_str());
+            let row = row.context("it is no member")?;
+            let (done, all) = (row["seed_done_bytes"].as_u64(), row["seed_all_bytes"].as_u64());
+            let (status, body) = run.cluster.readiness(&follower).await?;
+            let seen = run.cluster.look(&leader).await?;
+            let series = format!("drumlin_seed_all_bytes{{member=\"{follower}\"}}");
+            let is_seen = row["state"] == "seeding"
+                && done.zip(all).is_some_and(|(done, all)| 0 < done && done < all)
+                && health.errors.contains("is being seeded anew")
+                && status == 503
+                && body.contains("being seeded from another node")
+                && seen.metric(&series).is_some_and(|bytes| bytes > 0.0);
+            Ok(is_seen.then_some(()))
+        })
+        .await?;
+        run.ended("follower kill");
+        run.recover().await?;
+        healthy(&run).await?;
+        let (status, body) = run.cluster.readiness(&follower).await?;
+        ensure!(status == 200, "{body}");
+        // The checker knows no retention: what was trimmed it would miss.
+        run.load.stop().await?;
+        run.cluster.wait_converged(GROUP, PATIENCE).await?;
+        wait_for("the copies are not equal", PATIENCE, async || {
+            let health = cluster(&run, &["health"]).await?.success()?;
+            let rows = health.data["replicas"].as_array().context("no replicas")?;
+            Ok(rows.iter().any(|row| row["digest"] == "equal").then_some(()))
+        })
+        .await?;
+        run.cluster.forget();
         Ok(())
     })
     .await

@@ -166,11 +166,13 @@ async fn node_with_an_empty_directory_waits_beside_a_running_group() {
     let waits = obstacle(&plan, link, Ok(answer.clone())).unwrap();
     assert!(waits.contains("knows nothing of"), "{waits}");
     let runs = ProbeResponse { initialised: true, ..answer };
-    let waits = obstacle(&plan, link, Ok(runs)).unwrap();
-    assert!(waits.contains("run `drumlin cluster add`"), "{waits}");
+    let waits = plan.exists_already(link, &runs);
+    assert!(waits.contains("run `drumlin cluster add broker-a a-0@127.0.0.1:"), "{waits}");
     let joining = tokio::time::timeout(Duration::from_secs(1), join(&plan, &founder)).await;
     assert!(joining.is_err(), "{joining:?}");
     assert_eq!(founder.introduction().group_uuid, "");
+    let told = plan.waiting.borrow().clone();
+    assert!(told.contains("knows nothing of") && told.contains("a-2 at 127.0.0.1:1"), "{told}");
 }
 
 #[tokio::test]
