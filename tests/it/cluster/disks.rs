@@ -126,8 +126,7 @@ async fn a_disk_that_stalls_under_the_only_copy_loses_nothing() -> Result<()> {
     {
         return Ok(());
     }
-    within(limit(1), async {
-        let mut run = Run::start("stalled disk alone", &layout()).await?;
+    suite("stalled disk alone", &layout(), limit(1), async |run| {
         let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
         let follower = run.cluster.peer(&leader)?;
         run.cluster.kill(&follower)?;
@@ -160,9 +159,10 @@ async fn a_disk_that_stalls_under_the_only_copy_loses_nothing() -> Result<()> {
         run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
         run.ended("follower kill");
         run.recover().await?;
-        run.plan = run.plan.fault("stalled disk", 1).fault("follower kill", 1);
-        run.finish().await?;
+        run.planned("stalled disk", 1);
+        run.planned("follower kill", 1);
         Ok(())
     })
-    .await
+    .await?;
+    Ok(())
 }
