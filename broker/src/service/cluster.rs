@@ -170,16 +170,20 @@ impl ClusterService {
     async fn promote(&self, request: api::PromoteMemberRequest) -> Result<String, Fault> {
         let members = self.leading()?.members;
         let learner = found(&members, &request.node, |member| !member.votes)?;
-        if learner.votes && request.replaces.is_empty() {
-            return Ok(format!("{} votes already, as member {}", learner.node.name, learner.id));
-        }
         let replaced = match request.replaces.as_str() {
-            "" => members.iter().find(|m| m.votes && m.node.name == learner.node.name),
+            "" => members
+                .iter()
+                .find(|m| m.votes && m.id != learner.id && m.node.name == learner.node.name),
             named => Some(found(&members, named, |member| member.votes)?),
         };
         let replaced = replaced.map(|member| (member.id, member.node.name.clone()));
         let (id, name) = (learner.id, &learner.node.name);
         let promoted = self.replica().promote(id, replaced.as_ref().map(|(id, _)| *id)).await;
+        if let Err(ChangeError::VotesAlready { .. }) = promoted
+            && replaced.is_none()
+        {
+            return Ok(format!("{name} votes already, as member {id}"));
+        }
         promoted.map_err(change_fault)?;
         Ok(match replaced {
             Some((old, old_name)) => {
