@@ -19,7 +19,7 @@ use super::handle::Handle;
 use super::status::{Fault, ok, overall};
 use super::{Edge, validate};
 use crate::command::{Command, GroupId, LeaseId, LeaseRefusal, Outcome, Refusal};
-use crate::replica::{Applied, Item};
+use crate::replica::{Applied, Item, ProposeError};
 
 /// Entries of one AckMessage request.
 const ENTRIES_MAX: usize = 256;
@@ -78,7 +78,11 @@ pub(super) async fn ack(
     }
     let owner = parts.into_keys().next().unwrap_or_else(|| own.to_owned());
     if edge.is_done_here(&caller, &owner).await? {
-        return Ok(ack_here(edge, &caller, &group, &topic, request).await);
+        match ack_here(edge, &caller, &group, &topic, &request).await {
+            // The lead was lost meanwhile, and nothing was proposed.
+            Err(fault) if fault.not_led && !caller.forwarded => {}
+            done => return done,
+        }
     }
     carry_acks(edge, &caller, &owner, request).await
 }
@@ -109,12 +113,18 @@ async fn ack_at(
             let group = validate::group_name(part.group.as_ref(), &caller.namespace);
             let topic = validate::topic_name(part.topic.as_ref(), &caller.namespace);
             match (group, topic) {
-                (Ok(group), Ok(topic)) => Ok(ack_here(edge, caller, &group, &topic, part).await),
+                (Ok(group), Ok(topic)) => ack_here(edge, caller, &group, &topic, &part).await,
                 (Err(fault), _) | (_, Err(fault)) => Err(fault),
             }
         }
-        Ok(false) => carry_acks(edge, caller, owner, part).await,
+        Ok(false) => Err(Fault::not_led("another broker acknowledges these")),
         Err(fault) => Err(fault),
+    };
+    let answer = match answer {
+        Err(fault) if fault.not_led && !caller.forwarded => {
+            carry_acks(edge, caller, owner, part).await
+        }
+        answer => answer,
     };
     answer.unwrap_or_else(|fault| AckMessageResponse {
         status: Some(fault.status()),
@@ -134,23 +144,24 @@ async fn carry_acks(
     edge.carry(caller, owner, request, send).await
 }
 
+/// Errors: nothing was done, another broker leads.
 async fn ack_here(
     edge: &Arc<Edge>,
     caller: &Caller,
     group: &GroupName,
     topic: &TopicName,
-    request: AckMessageRequest,
-) -> AckMessageResponse {
+    request: &AckMessageRequest,
+) -> Result<AckMessageResponse, Fault> {
     let decoded: Vec<Result<Handle, Fault>> = request
         .entries
         .iter()
         .map(|entry| edge.delivery(&entry.receipt_handle, group, topic))
         .collect();
-    let statuses = finish(edge, caller, decoded).await;
+    let statuses = finish(edge, caller, decoded).await?;
     let entries: Vec<AckMessageResultEntry> =
-        request.entries.into_iter().zip(statuses).map(acknowledged).collect();
+        request.entries.iter().cloned().zip(statuses).map(acknowledged).collect();
     let status = overall(entries.iter().filter_map(|entry| entry.status.as_ref()));
-    AckMessageResponse { status, entries }
+    Ok(AckMessageResponse { status, entries })
 }
 
 fn acknowledged((entry, status): (AckMessageEntry, Status)) -> AckMessageResultEntry {
@@ -180,12 +191,13 @@ impl QueueAcks {
     }
 }
 
-/// One command per queue, all proposed before the first is awaited.
+/// One command per queue, all proposed before the first is awaited. Fails if none of them could be
+/// proposed here, where another broker leads.
 async fn finish(
     edge: &Arc<Edge>,
     caller: &Caller,
     decoded: Vec<Result<Handle, Fault>>,
-) -> Vec<Status> {
+) -> Result<Vec<Status>, Fault> {
     let mut by_queue: BTreeMap<(GroupId, QueueKey), QueueAcks> = BTreeMap::new();
     let mut statuses = Vec::with_capacity(decoded.len());
     for (entry, handle) in decoded.into_iter().enumerate() {
@@ -204,13 +216,21 @@ async fn finish(
         async move { (acks.entries, outcome.await) }
     });
     let proposed: Vec<_> = proposed.collect();
-    for (entries, outcome) in join_all(proposed).await {
-        let outcome = outcome.and_then(|decided| {
-            decided.map_err(|error| {
-                edge.context.metrics.propose_refused(&error);
-                Fault::from(error)
-            })
-        });
+    let decided = |outcome: Result<Result<Applied, ProposeError>, Fault>| {
+        outcome?.map_err(|error| {
+            edge.context.metrics.propose_refused(&error);
+            Fault::from(error)
+        })
+    };
+    let outcomes = join_all(proposed).await.into_iter();
+    let outcomes: Vec<_> = outcomes.map(|(entries, outcome)| (entries, decided(outcome))).collect();
+    let not_led = |outcome: &Result<Applied, Fault>| matches!(outcome, Err(fault) if fault.not_led);
+    if outcomes.iter().all(|(_, outcome)| not_led(outcome))
+        && let Some((_, Err(fault))) = outcomes.first()
+    {
+        return Err(fault.clone());
+    }
+    for (entries, outcome) in outcomes {
         let results = match outcome {
             Ok(Applied::Command(Outcome::Acked(results))) => results,
             Ok(Applied::Run { .. } | Applied::Command(_)) => Vec::new(),
@@ -226,7 +246,7 @@ async fn finish(
             }
         }
     }
-    statuses
+    Ok(statuses)
 }
 
 fn put(statuses: &mut [Status], entry: usize, status: Status) {
@@ -253,13 +273,28 @@ pub(super) async fn change(
         return Err(Fault::not_supported("suspended deliveries"));
     }
     let owner = edge.owner_of_handle(&request.receipt_handle);
-    if !edge.is_done_here(&caller, &owner).await? {
-        let send = |mut leader: MessagingServiceClient<Channel>, request| async move {
-            leader.change_invisible_duration(request).await
-        };
-        return edge.carry(&caller, &owner, request, send).await;
+    if edge.is_done_here(&caller, &owner).await? {
+        match change_here(edge, &caller, &group, &topic, &request, invisible_ms).await {
+            // The lead was lost meanwhile, and nothing was proposed.
+            Err(fault) if fault.not_led && !caller.forwarded => {}
+            done => return done,
+        }
     }
-    let handle = edge.delivery(&request.receipt_handle, &group, &topic)?;
+    let send = |mut leader: MessagingServiceClient<Channel>, request| async move {
+        leader.change_invisible_duration(request).await
+    };
+    edge.carry(&caller, &owner, request, send).await
+}
+
+async fn change_here(
+    edge: &Arc<Edge>,
+    caller: &Caller,
+    group: &GroupName,
+    topic: &TopicName,
+    request: &ChangeInvisibleDurationRequest,
+    invisible_ms: u64,
+) -> Result<ChangeInvisibleDurationResponse, Fault> {
+    let handle = edge.delivery(&request.receipt_handle, group, topic)?;
     let command = Command::ChangeLease {
         group: handle.group,
         queue: handle.queue,
@@ -267,7 +302,7 @@ pub(super) async fn change(
         lease: handle.lease,
         invisible_ms,
     };
-    let outcome = edge.decided(Item::Command(command), &caller).await?;
+    let outcome = edge.decided(Item::Command(command), caller).await?;
     match outcome.inspect_err(|error| edge.context.metrics.propose_refused(error))? {
         Applied::Command(Outcome::LeaseChanged { lease }) => {
             let changed = Handle { lease, ..handle };

@@ -201,8 +201,9 @@ impl Edge {
                 () = self.stop.cancelled() => return Err(stopping()),
                 led = raft.wait_for(|status| !status.serving) => {
                     drop(led);
+                    // Nothing was taken: the next poll is sent on to whoever leads then.
                     let text = "this broker does not lead its group any more";
-                    return Err(Fault::new(Code::HaNotAvailable, text));
+                    return Err(Fault::new(Code::MessageNotFound, text));
                 }
             }
         }
