@@ -16,6 +16,7 @@ use drumlin_proto::native::{self as api, status};
 use drumlin_proto::rocketmq::messaging_service_client::MessagingServiceClient;
 use drumlin_proto::rocketmq::receive_message_response::Content;
 use drumlin_proto::rocketmq::{self as mq, Code};
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
 
@@ -210,6 +211,36 @@ async fn official_clients_are_served_by_any_node_of_the_group() {
     };
     let acked = within(client.ack_message(call(ack))).await.unwrap().into_inner();
     assert_eq!(code(acked.status), Code::Ok, "{:?}", acked.entries);
+    group.stop_all().await;
+}
+
+/// A poll that waits where leadership leaves finds nothing, which is no error, and the next call goes
+/// on to the new leader.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiting_poll_ends_without_an_error_when_leadership_moves() {
+    let group = Group::start(Vec::new()).await;
+    let leader = group.leader().await;
+    let address = format!("http://{}", group.address(leader));
+    let mut client = MessagingServiceClient::connect(address).await.unwrap();
+    let query = mq::QueryRouteRequest { topic: resource("t"), endpoints: None };
+    within(client.query_route(call(query))).await.unwrap();
+    let mut waiting = within(client.receive_message(call(poll()))).await.unwrap().into_inner();
+    let replica = &group.brokers[leader].as_ref().expect("it runs").context().replica;
+    // Refused while nobody is known to have all that the leader has.
+    while within(replica.transfer(None)).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    let first = within(waiting.message()).await.unwrap().expect("a frame").content;
+    let Some(Content::Status(status)) = first else { panic!("{first:?} comes first") };
+    assert_eq!(status.code(), Code::MessageNotFound, "{}", status.message);
+    let sent = within(client.send_message(call(message("1", None)))).await.unwrap().into_inner();
+    assert_eq!(code(sent.status), Code::Ok);
+    let frames = within(client.receive_message(call(poll()))).await.unwrap().into_inner();
+    let frames: Vec<_> = within(frames.collect()).await;
+    let is_message = |frame: &Result<mq::ReceiveMessageResponse, _>| {
+        frame.as_ref().is_ok_and(|frame| matches!(frame.content, Some(Content::Message(_))))
+    };
+    assert_eq!(frames.iter().filter(|frame| is_message(frame)).count(), 1, "{frames:?}");
     group.stop_all().await;
 }
 
