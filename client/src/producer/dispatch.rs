@@ -19,7 +19,7 @@ use crate::admin::{Admin, NewTopic};
 use crate::connection::{Address, Backoff};
 use crate::error::{Code, Error};
 use crate::message::{Place, Receipt, Sealed};
-use crate::route::Route;
+use crate::route::{GroupRoute, Route};
 
 /// How often deadlines and pauses are looked at.
 const TICK: Duration = Duration::from_millis(20);
@@ -86,6 +86,10 @@ struct Topic {
     creation: Creation,
     /// Came before the route.
     unrouted: Vec<Pending>,
+    /// Lanes that hold messages with a message group from before the queue list changed.
+    moving: Vec<usize>,
+    /// With a message group, behind what those lanes hold.
+    held: Vec<Pending>,
 }
 
 /// How far a topic is with being created on first use.
@@ -199,6 +203,7 @@ impl Dispatcher {
             }
             let now = Instant::now();
             happened.drain(..).for_each(|event| self.on_event(event, now));
+            self.move_ordered(now);
             sent.drain(..).for_each(|command| self.on_command(command, now));
             self.pump(now);
             self.ledger.finish_flushes();
@@ -224,8 +229,10 @@ impl Dispatcher {
         for lane in &mut self.lanes {
             lane.close(&mut self.ledger);
         }
-        for message in self.topics.values_mut().flat_map(|topic| topic.unrouted.drain(..)) {
-            self.ledger.settle(message.waiter, Err(Error::Closed));
+        for topic in self.topics.values_mut() {
+            for message in topic.unrouted.drain(..).chain(topic.held.drain(..)) {
+                self.ledger.settle(message.waiter, Err(Error::Closed));
+            }
         }
         left
     }
@@ -242,6 +249,7 @@ impl Dispatcher {
                     accepted_at: accepted.accepted_at,
                     deadline: accepted.deadline,
                     waiter,
+                    maybe_stored: false,
                 };
                 self.dispatch(&accepted.topic, message, now);
             }
@@ -334,6 +342,10 @@ impl Dispatcher {
             self.ledger.settle(message.waiter, Err(error));
             return;
         }
+        if message_group.is_some() && !topic.moving.is_empty() {
+            topic.held.push(message);
+            return;
+        }
         let lane = match message_group {
             Some(message_group) => place_of_message_group(message_group, &topic.queue_counts)
                 .and_then(|(group, queue_id)| {
@@ -360,6 +372,8 @@ impl Dispatcher {
             sticky: 0,
             creation: Creation::new(),
             unrouted: Vec::new(),
+            moving: Vec::new(),
+            held: Vec::new(),
         };
         self.topics.insert(Arc::clone(&name), topic);
         self.reroute_topic(&name, now);
@@ -397,6 +411,18 @@ impl Dispatcher {
         else {
             return;
         };
+        let list = |route: &Route| -> Vec<(Arc<str>, u32)> {
+            let queues = |group: &GroupRoute| (Arc::clone(&group.broker_group), group.queue_count);
+            route.groups.iter().map(queues).collect()
+        };
+        let moves = topic.route.as_deref().is_some_and(|before| list(before) != list(&route));
+        if moves {
+            let holds = |lane: &&usize| self.lanes.get(**lane).is_some_and(Lane::has_ordered);
+            let holding: Vec<usize> = topic.lanes.iter().filter(holds).copied().collect();
+            topic.moving.extend(holding);
+            topic.moving.sort_unstable();
+            topic.moving.dedup();
+        }
         topic.queue_counts = route.groups.iter().map(|group| group.queue_count).collect();
         topic.lanes.clear();
         for (group, queue_id) in queues_in_route_order(&topic.queue_counts) {
@@ -426,6 +452,36 @@ impl Dispatcher {
         topic.route = Some(route);
         let waiting = std::mem::take(&mut topic.unrouted);
         waiting.into_iter().for_each(|message| self.dispatch(name, message, now));
+    }
+
+    /// Brings messages with a message group to where it belongs by now, once nothing of it is on its
+    /// way to where it belonged before; what came meanwhile follows behind them.
+    fn move_ordered(&mut self, now: Instant) {
+        let names: Vec<_> = self
+            .topics
+            .values()
+            .filter(|topic| !topic.moving.is_empty())
+            .map(|topic| Arc::clone(&topic.name))
+            .collect();
+        for name in names {
+            let Some(topic) = self.topics.get_mut(&name) else { continue };
+            let mut messages = Vec::new();
+            topic.moving.retain(|lane| {
+                let given = self.lanes.get_mut(*lane).and_then(Lane::give_away_ordered);
+                let stays = given.is_none();
+                messages.extend(given.unwrap_or_default());
+                stays
+            });
+            if topic.moving.is_empty() {
+                messages.append(&mut topic.held);
+            } else {
+                // Behind them, but ahead of what came since.
+                messages.append(&mut topic.held);
+                topic.held = messages;
+                continue;
+            }
+            messages.into_iter().for_each(|message| self.dispatch(&name, message, now));
+        }
     }
 
     /// Moves what need not stay in an ailing lane to a healthy one of another broker group.
@@ -490,11 +546,17 @@ impl Dispatcher {
             lane.expire(now, &mut self.ledger);
         }
         for topic in self.topics.values_mut() {
-            let late = topic.unrouted.extract_if(.., |message| message.deadline <= now);
-            for message in late {
+            let is_late = |message: &mut Pending| message.deadline <= now;
+            for message in topic.unrouted.extract_if(.., is_late) {
                 let no_route = || format!("no route of topic {} came", topic.name);
                 let reason = topic.creation.last_failure.clone().unwrap_or_else(no_route);
-                self.ledger.settle(message.waiter, Err(Error::DeadlineExceeded { reason }));
+                let error = message.too_late(reason);
+                self.ledger.settle(message.waiter, Err(error));
+            }
+            for message in topic.held.extract_if(.., is_late) {
+                let reason = format!("the queue list of topic {} was being changed", topic.name);
+                let error = message.too_late(reason);
+                self.ledger.settle(message.waiter, Err(error));
             }
         }
         let names: Vec<_> = self.topics.keys().cloned().collect();

@@ -35,11 +35,24 @@ pub(super) struct Pending {
     pub(super) accepted_at: Instant,
     pub(super) deadline: Instant,
     pub(super) waiter: Waiter,
+    /// A queue that it belonged to before may have stored it.
+    pub(super) maybe_stored: bool,
 }
 
 impl Pending {
     fn movable(&self) -> bool {
         self.sealed.message_group.is_none()
+    }
+
+    pub(super) fn too_late(&self, reason: String) -> Error {
+        too_late(self.maybe_stored, reason)
+    }
+}
+
+fn too_late(maybe_stored: bool, reason: String) -> Error {
+    match maybe_stored {
+        true => Error::UnknownOutcome { reason },
+        false => Error::DeadlineExceeded { reason },
     }
 }
 
@@ -52,6 +65,8 @@ pub(super) struct OpenRun {
     waiters: Vec<Waiter>,
     /// No record has a message group, so it may go to another queue.
     movable: bool,
+    /// What it was cut of, where it is not movable: its message groups may come to belong elsewhere.
+    parts: Vec<Part>,
     /// An earlier attempt may have stored it.
     maybe_stored: bool,
 }
@@ -63,6 +78,15 @@ impl OpenRun {
             ledger.settle(waiter, Err(error.clone()));
         }
     }
+}
+
+/// A message of a run, without its waiter.
+#[derive(Debug)]
+struct Part {
+    sealed: Sealed,
+    record_bytes: usize,
+    accepted_at: Instant,
+    deadline: Instant,
 }
 
 /// Which stream a lane's runs in flight are on.
@@ -175,20 +199,27 @@ impl Lane {
         let count = self.pending.iter().take(RUN_RECORDS_MAX).take_while(fits).count().max(1);
         let mut builder = RunBuilder::with_capacity(run_bytes_max.min(self.pending_bytes + 48));
         let mut waiters = Vec::with_capacity(count);
-        let (mut movable, mut deadline) = (true, None);
+        let movable = self.pending.iter().take(count).all(Pending::movable);
+        let (mut deadline, mut maybe_stored, mut parts) = (None, false, Vec::new());
         for message in self.pending.drain(..count) {
-            builder.push(&message.sealed.fields());
-            self.pending_bytes -= message.record_bytes;
-            movable &= message.movable();
+            let Pending { sealed, record_bytes, accepted_at, waiter, .. } = message;
+            builder.push(&sealed.fields());
+            self.pending_bytes -= record_bytes;
+            maybe_stored |= message.maybe_stored;
             deadline.get_or_insert(message.deadline);
-            waiters.push(message.waiter);
+            waiters.push(waiter);
+            if !movable {
+                let deadline = message.deadline;
+                parts.push(Part { sealed, record_bytes, accepted_at, deadline });
+            }
         }
         OpenRun {
             bytes: builder.finish(),
             deadline: deadline.expect("a run is cut of at least one message"),
             waiters,
             movable,
-            maybe_stored: false,
+            parts,
+            maybe_stored,
         }
     }
 
@@ -214,7 +245,7 @@ impl Lane {
             }
             Some(error) => {
                 self.resume = true;
-                match verdict(&error) {
+                match verdict(&error, run.movable) {
                     Verdict::Again { maybe_stored } => {
                         run.maybe_stored |= maybe_stored;
                         if error.code() != Code::OutOfOrder {
@@ -278,7 +309,7 @@ impl Lane {
         while self.pending.front().is_some_and(|message| message.deadline <= now) {
             let Some(message) = self.pending.pop_front() else { return };
             self.pending_bytes -= message.record_bytes;
-            ledger.settle(message.waiter, Err(self.too_late(false)));
+            ledger.settle(message.waiter, Err(self.too_late(message.maybe_stored)));
         }
         while self.ready.front().is_some_and(|run| run.deadline <= now) {
             let Some(run) = self.ready.pop_front() else { return };
@@ -321,16 +352,44 @@ impl Lane {
         (runs, messages)
     }
 
+    /// Whether messages with a message group wait here or are on their way.
+    pub(super) fn has_ordered(&self) -> bool {
+        let runs = self.ready.iter().chain(&self.returned);
+        let mut runs = runs.chain(self.in_flight.iter().map(|(_, run)| run));
+        runs.any(|run| !run.movable) || self.pending.iter().any(|message| !message.movable())
+    }
+
+    /// Gives away all messages that have, or were cut together with, a message group, in their
+    /// order; `None` while some are on their way.
+    pub(super) fn give_away_ordered(&mut self) -> Option<Vec<Pending>> {
+        if !self.in_flight.is_empty() || !self.returned.is_empty() {
+            return None;
+        }
+        let ready = std::mem::take(&mut self.ready).into_iter();
+        let (kept, runs): (VecDeque<_>, VecDeque<_>) = ready.partition(|run| run.movable);
+        self.ready = kept;
+        let mut messages = Vec::new();
+        for OpenRun { parts, waiters, maybe_stored, .. } in runs {
+            messages.extend(parts.into_iter().zip(waiters).map(|(part, waiter)| {
+                let Part { sealed, record_bytes, accepted_at, deadline } = part;
+                Pending { sealed, record_bytes, accepted_at, deadline, waiter, maybe_stored }
+            }));
+        }
+        let pending = std::mem::take(&mut self.pending).into_iter();
+        let (kept, ordered): (VecDeque<_>, VecDeque<_>) = pending.partition(Pending::movable);
+        self.pending = kept;
+        self.pending_bytes = self.pending.iter().map(|message| message.record_bytes).sum();
+        messages.extend(ordered);
+        Some(messages)
+    }
+
     pub(super) fn take_run(&mut self, run: OpenRun) {
         self.ready.push_back(run);
     }
 
     fn too_late(&self, maybe_stored: bool) -> Error {
         let reason = self.last_failure.clone().unwrap_or_else(|| "no answer".into());
-        match maybe_stored {
-            true => Error::UnknownOutcome { reason },
-            false => Error::DeadlineExceeded { reason },
-        }
+        too_late(maybe_stored, reason)
     }
 }
 
@@ -343,8 +402,10 @@ pub(super) struct Batching {
     pub(super) hurry: bool,
 }
 
-fn verdict(error: &Error) -> Verdict {
+fn verdict(error: &Error, movable: bool) -> Verdict {
     match error.code() {
+        // Its message group belongs to another queue by now: the route is about to say so.
+        Code::PreconditionFailed if !movable => Verdict::Again { maybe_stored: false },
         Code::NotLeader
         | Code::Busy
         | Code::Unavailable

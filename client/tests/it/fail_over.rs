@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use drumlin_proto::native::{
     TopicRoute, TopicType, WatchRoutesRequest, WatchRoutesResponse, status,
 };
 use drumlin_proto::record::Run;
+use drumlin_proto::route::place_of_message_group;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_stream::{Stream, StreamExt};
@@ -33,6 +35,8 @@ struct Leader {
     script: Arc<Script>,
     /// Bodies of what was stored, in order.
     stored: Arc<Mutex<Vec<String>>>,
+    /// Runs so far.
+    asked: Arc<AtomicUsize>,
     route: watch::Sender<Option<TopicRoute>>,
 }
 
@@ -70,6 +74,7 @@ impl Broker for Leader {
                 false => (leader.script)(number, &request),
             };
             number += 1;
+            leader.asked.fetch_add(1, Ordering::Relaxed);
             let code = code?;
             if code == status::Code::Ok {
                 leader.stored.lock().expect("not poisoned").extend(bodies(&request));
@@ -130,7 +135,8 @@ impl Cluster {
         let (mut leaders, mut addresses, mut servers) = (Vec::new(), Vec::new(), Vec::new());
         let route = watch::Sender::new(None);
         for script in scripts {
-            let leader = Leader { script, stored: Arc::default(), route: route.clone() };
+            let (stored, asked) = (Arc::default(), Arc::default());
+            let leader = Leader { script, stored, asked, route: route.clone() };
             let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
             addresses.push(socket.local_addr().expect("it is bound"));
             let server = tonic::transport::Server::builder()
@@ -243,6 +249,45 @@ async fn order_survives_a_leader_that_fails_every_third_run() {
         let sent: Vec<_> = (0..300).filter(|n| n % 2 == group).collect();
         assert_eq!(of_group, sent, "group {group}");
     }
+}
+
+/// A longer queue list gives a message group another queue: what was queued for the old one goes to
+/// the new one, ahead of what came later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_group_moves_with_its_queue_and_keeps_its_order() {
+    let scripts = vec![always(status::Code::PreconditionFailed), always(status::Code::Ok)];
+    let cluster = Cluster::start(1, scripts).await;
+    let whole = cluster.leaders[0].route.borrow().clone().expect("there is one");
+    let mut short = whole.clone();
+    short.queues.truncate(1);
+    cluster.leaders[0].route.send_replace(Some(short));
+    let client = cluster.client().await;
+    let producer = client.producer().max_batch_bytes(600).build().await.unwrap();
+    let on_b =
+        |group: &String| place_of_message_group(group, &[1, 1]).map(|(share, _)| share) == Some(1);
+    let group = (0..).map(|n| format!("g{n}")).find(on_b).expect("one of many");
+    let send = async |n: u32| {
+        let message = Message::new("t", n.to_string()).message_group(&group);
+        producer.enqueue(message).await.unwrap()
+    };
+    let mut acks = Vec::new();
+    for n in 0..50 {
+        acks.push(send(n).await);
+    }
+    // Refused at least once, so that runs are on their way back.
+    while cluster.leaders[0].asked.load(Ordering::Relaxed) == 0 {
+        tokio::task::yield_now().await;
+    }
+    cluster.leaders[0].route.send_replace(Some(whole));
+    for n in 50..100 {
+        acks.push(send(n).await);
+    }
+    for ack in acks {
+        assert_eq!(&*within(ack).await.unwrap().broker_group, "b");
+    }
+    let stored: Vec<u32> =
+        cluster.leaders[1].bodies().iter().map(|body| body.parse().unwrap()).collect();
+    assert_eq!(stored, (0..100).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

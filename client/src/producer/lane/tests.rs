@@ -43,6 +43,7 @@ impl Bench {
             accepted_at: self.now,
             deadline: self.now + Duration::from_secs(10),
             waiter: self.ledger.accept("id".into(), 1, Some(ack)),
+            maybe_stored: false,
         });
         receipt
     }
