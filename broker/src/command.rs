@@ -219,6 +219,12 @@ pub enum Refusal {
     SharesShrink { broker_group: BrokerGroupName, queue_count: u16 },
     #[error("the copy of the catalog is at version {version}")]
     CopyElsewhere { version: u64 },
+    /// Only after an unsafe election of the catalog group.
+    #[error(
+        "{told} has the id of {here} in this copy: the catalog lost changes; read {here} out, then \
+         delete {told} and create it again"
+    )]
+    CopyForked { here: String, told: String },
     /// The proposer broke the command's contract.
     #[error("the command is malformed: {field}")]
     Malformed { field: &'static str },

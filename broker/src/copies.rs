@@ -48,7 +48,8 @@ enum PushError {
     #[error("{}: {message}", code.as_str_name())]
     Refused { code: Code, message: String },
     #[error(
-        "its copy is at version {copy}, ahead of the catalog's {own}: the catalog lost changes"
+        "its copy is at version {copy}, ahead of the catalog's {own}: the catalog lost changes; what \
+         they defined is used on there, and nothing is pushed before the catalog is past them"
     )]
     Ahead { copy: u64, own: u64 },
     #[error("nothing can be proposed here: {0}")]

@@ -2,6 +2,7 @@
 //! a later one, and what it knows of how far the copies are.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::Arc;
 
 use drumlin_proto::ids::{BrokerGroupName, GroupName, TopicId, TopicName};
@@ -65,6 +66,7 @@ impl Catalog {
         if delta.from != self.version || delta.to < delta.from {
             return Err(Refusal::CopyElsewhere { version: self.version });
         }
+        self.check_names(delta)?;
         let mut copied = Copied::default();
         for deleted in &delta.deleted {
             copied.deleted.extend(self.forget(*deleted));
@@ -93,6 +95,29 @@ impl Catalog {
         }
         self.version = delta.to;
         Ok(copied)
+    }
+
+    /// An id means the same for ever, unless the catalog lost changes and gave it out once more. Then
+    /// what is stored here under one name must not be shown under another.
+    fn check_names(&self, delta: &CatalogDelta) -> Result<(), Refusal> {
+        let goes = |deleted| delta.deleted.contains(&deleted);
+        for told in &delta.topics {
+            if let Some(here) = self.topics.get(&told.id)
+                && here.name != told.name
+                && !goes(Deleted::Topic(told.id))
+            {
+                return Err(forked("topic", &here.name, &told.name));
+            }
+        }
+        for told in &delta.groups {
+            if let Some(here) = self.groups.get(&told.id)
+                && here.name != told.name
+                && !goes(Deleted::Group(told.id))
+            {
+                return Err(forked("consumer group", &here.name, &told.name));
+            }
+        }
+        Ok(())
     }
 
     /// `None`: it was never here, or is gone already.
@@ -124,6 +149,10 @@ impl Catalog {
             groups.map(|group| (group.name.clone(), group.id)).collect(),
         )
     }
+}
+
+fn forked(what: &str, here: &impl Display, told: &impl Display) -> Refusal {
+    Refusal::CopyForked { here: format!("{what} {here}"), told: format!("{what} {told}") }
 }
 
 #[cfg(test)]

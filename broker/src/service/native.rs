@@ -157,7 +157,8 @@ fn refusal_code(refusal: &Refusal) -> Code {
         | Refusal::Lease(_)
         | Refusal::TopicChanged { .. }
         | Refusal::TopicChanging
-        | Refusal::CopyElsewhere { .. } => Code::PreconditionFailed,
+        | Refusal::CopyElsewhere { .. }
+        | Refusal::CopyForked { .. } => Code::PreconditionFailed,
         Refusal::SharesShrink { .. } => Code::InvalidArgument,
     }
 }

@@ -230,6 +230,30 @@ fn a_late_definition_does_not_bring_back_a_deleted_topic() {
     assert_eq!(cluster.copies[0].definitions().len(), 0);
 }
 
+/// The owner was elected from a log that lacked some of its changes, and gives their ids out again.
+#[test]
+fn id_that_was_given_out_twice_does_not_mix_two_topics() {
+    let mut cluster = Cluster::new();
+    cluster.act(&Act::CreateTopic { name: 1, two_steps: false });
+    let lost = cluster.owner.delta(0, 10);
+    cluster.copies[0].copy(&lost, LogOffset::ZERO).unwrap();
+    let mut again = Cluster::new();
+    again.act(&Act::CreateTopic { name: 2, two_steps: false });
+    again.act(&Act::CreateTopic { name: 3, two_steps: false });
+    let mut forked = again.owner.delta(0, 10);
+    forked.from = lost.to;
+    let before = cluster.copies[0].clone();
+    let refused = cluster.copies[0].copy(&forked, LogOffset::ZERO);
+    assert!(matches!(refused, Err(Refusal::CopyForked { .. })), "{refused:?}");
+    assert_eq!(cluster.copies[0], before);
+    // What an operator is told to do.
+    again.act(&Act::DropTopic(0));
+    let mended = CatalogDelta { from: lost.to, ..again.owner.delta(0, 10) };
+    let copied = cluster.copies[0].copy(&mended, LogOffset::ZERO).unwrap();
+    assert_eq!(copied.deleted, [Deleted::Topic(TopicId::new(1))]);
+    assert_eq!(cluster.copies[0].defined(), again.owner.defined());
+}
+
 #[test]
 fn deletions_are_kept_until_every_copy_has_them() {
     let mut cluster = Cluster::new();

@@ -122,6 +122,7 @@ impl From<Refusal> for Fault {
             | Refusal::TopicChanging
             | Refusal::SharesShrink { .. }
             | Refusal::CopyElsewhere { .. }
+            | Refusal::CopyForked { .. }
             | Refusal::Malformed { .. } => Code::InternalServerError,
         };
         let text = match &refusal {
