@@ -23,6 +23,16 @@ async fn wait_alone(run: &Run, leader: &str) -> Result<()> {
     .await
 }
 
+/// The rest goes on without it. Who leads, and who is gone.
+async fn lose_follower(run: &mut Run) -> Result<(String, String)> {
+    let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
+    let follower = run.cluster.peer(&leader)?;
+    run.cluster.kill(&follower)?;
+    run.began("follower kill", Some(GROUP), Some(GOES_ON_WITHIN));
+    run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+    Ok((leader, follower))
+}
+
 /// The witness holds nothing that the only copy may lose: the two of them go on after it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn power_lost_by_the_only_copy_stops_nobody_for_long() -> Result<()> {
@@ -32,11 +42,7 @@ async fn power_lost_by_the_only_copy_stops_nobody_for_long() -> Result<()> {
     let cycles = cycles(3);
     let layout = Layout::one_group().on_disks(DISK_MEBIBYTES);
     suite("power loss alone", &layout, limit(cycles), async |run| {
-        let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
-        let follower = run.cluster.peer(&leader)?;
-        run.cluster.kill(&follower)?;
-        run.began("follower kill", Some(GROUP), Some(GOES_ON_WITHIN));
-        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        let (leader, _follower) = lose_follower(run).await?;
         wait_alone(run, &leader).await?;
         for cycle in 0..cycles {
             run.cluster.cut_power(&leader)?;
@@ -63,11 +69,7 @@ async fn power_lost_by_the_only_copy_stops_nobody_for_long() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_restarts_leads_in_a_new_term() -> Result<()> {
     suite("restarted leader", &Layout::one_group(), limit(1), async |run| {
-        let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
-        let follower = run.cluster.peer(&leader)?;
-        run.cluster.kill(&follower)?;
-        run.began("follower kill", Some(GROUP), Some(GOES_ON_WITHIN));
-        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        let (leader, _follower) = lose_follower(run).await?;
         wait_alone(run, &leader).await?;
         for _ in 0..2 {
             let term = run.cluster.look(&leader).await?.term;
@@ -225,11 +227,7 @@ async fn a_follower_that_was_held_up_can_lead() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_that_says_it_is_paired_outlives_its_leader() -> Result<()> {
     suite("said to be paired", &Layout::one_group(), limit(1), async |run| {
-        let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
-        let follower = run.cluster.peer(&leader)?;
-        run.cluster.kill(&follower)?;
-        run.began("follower kill", Some(GROUP), Some(GOES_ON_WITHIN));
-        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        let (leader, follower) = lose_follower(run).await?;
         let link = run.cluster.link_between(&leader, &follower, Purpose::Peer)?;
         link.set_forward(Mode::Blackhole);
         run.cluster.start_node(&follower)?;
