@@ -137,6 +137,7 @@ pub enum ProposeError {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RaftStatus {
     pub term: Term,
+    /// Not this node while no quorum answers it.
     pub leader: Option<u64>,
     /// Leads, and has applied the first entry of its term.
     pub serving: bool,
@@ -369,7 +370,7 @@ impl Replica {
         let end = |id: Option<EntryId>| id.map_or(EntryIndex::ZERO, |id| id.index.next());
         Progress {
             term: Term::new(metrics.current_term),
-            leads: metrics.state.is_leader(),
+            leads: self.shared.status.borrow().leader == Some(metrics.id),
             appended_end: end(self.shared.log.last()),
             durable_end: self.shared.log.durable_end().borrow().index,
             committed_end: end(metrics.local_committed.as_ref().map(entry_id)),

@@ -111,6 +111,7 @@ impl From<Item> for Content {
 #[derive(Debug)]
 struct Waiting {
     content: Content,
+    since: Instant,
     deadline: Option<Instant>,
     reply: Reply,
 }
@@ -160,7 +161,7 @@ impl ProposerHandle {
         let queued = self.reserve(&content).and_then(|in_flight| {
             let (sender, answer) = oneshot::channel();
             let reply = Reply { sender, link, needs_two: false, _in_flight: in_flight };
-            let waiting = Waiting { content, deadline, reply };
+            let waiting = Waiting { content, since: Instant::now(), deadline, reply };
             let stopped = || ProposeError::Stopped("the proposer has ended".into());
             self.queue.send(waiting).map(|()| answer).map_err(|_| stopped())
         });
@@ -363,7 +364,9 @@ impl Proposer {
 
     /// False once Raft has stopped.
     async fn propose(&mut self, items: Vec<Waiting>, window: OwnedSemaphorePermit) -> bool {
-        let term = match self.wait_until_serving().await {
+        // What has waited behind others is not held for as long again.
+        let oldest = items.iter().map(|waiting| waiting.since).min().unwrap_or_else(Instant::now);
+        let term = match self.wait_until_serving(oldest + ELECTION_PATIENCE).await {
             Ok(term) => term,
             Err(leader) => {
                 for waiting in items {
@@ -384,7 +387,7 @@ impl Proposer {
         let fail = |replies: Vec<merge::Replies>, error: &ProposeError| {
             replies.into_iter().for_each(|waiting| waiting.fail(error));
         };
-        match self.append(payload, &ticket).await {
+        match self.append(payload, &ticket, oldest + LEASE_PATIENCE).await {
             Ok(outcome) => {
                 drop(ticket);
                 let proposed_at = Instant::now();
@@ -404,8 +407,12 @@ impl Proposer {
 
     /// Returns once the entry is in the log, and only then: the next one must not overtake it. A
     /// lease that has lapsed for a moment is waited for.
-    async fn append(&self, payload: Payload, ticket: &Ticket) -> Result<Outcome, Unproposed> {
-        let give_up_at = Instant::now() + LEASE_PATIENCE;
+    async fn append(
+        &self,
+        payload: Payload,
+        ticket: &Ticket,
+        give_up_at: Instant,
+    ) -> Result<Outcome, Unproposed> {
         loop {
             let (responder, mut outcome) = ProgressResponder::complete_only();
             let proposed = self.parts.raft.client_write_ff(payload.clone(), Some(responder)).await;
@@ -448,17 +455,13 @@ impl Proposer {
     }
 
     /// Waits while nobody is known to lead; returns the term. Errors: who leads instead, if known.
-    async fn wait_until_serving(&mut self) -> Result<Term, Option<u64>> {
+    async fn wait_until_serving(&mut self, until: Instant) -> Result<Term, Option<u64>> {
         let me = *self.parts.raft.node_id();
         let decided = |status: &RaftStatus| {
             status.serving || status.leader.is_some_and(|leader| leader != me)
         };
-        let status = match tokio::time::timeout(
-            ELECTION_PATIENCE,
-            self.parts.status.wait_for(decided),
-        )
-        .await
-        {
+        let decided = tokio::time::timeout_at(until, self.parts.status.wait_for(decided));
+        let status = match decided.await {
             Ok(Ok(status)) => *status,
             Ok(Err(_)) | Err(_) => return Err(None),
         };

@@ -34,7 +34,7 @@ use super::restore::{RestoreError, Restored, restore};
 use super::seeding::{Giving, Seeding};
 use super::state::{GateMode, Limits};
 use super::state_machine::StateMachine;
-use super::status::{self, StatusSenders};
+use super::status::{Following, StatusSenders};
 use super::succession::Succession;
 use super::trimming::Trimming;
 use super::{ProposeError, RaftStatus, Replica, Shared};
@@ -222,11 +222,24 @@ pub async fn start(
         commit_seconds: options.commit_seconds.clone(),
         stop: stop.child_token(),
     });
+    let (peers_sender, peers) = watch::channel(PeerStates::default());
     let senders = StatusSenders {
         status: status_sender,
         clock_jump_ms: jump_sender,
         ended: ended_sender.clone(),
         elections: options.elections.clone(),
+    };
+    let following_raft = Following {
+        raft: raft.clone(),
+        published: Arc::clone(&published),
+        clock: Arc::clone(&clock),
+        senders,
+        peers: peers.clone(),
+        log_closed: log.closed(),
+        // No other node is elected before: voters hold to a leader for the longest timeout, and a
+        // follower waits for at least the shortest one more.
+        quorum_silence_max: options.election_timeout_max + options.election_timeout_min,
+        stop: stop.clone(),
     };
     let trimming = Trimming {
         raft: raft.clone(),
@@ -235,7 +248,6 @@ pub async fn start(
         trimmed,
         stop: stop.child_token(),
     };
-    let (peers_sender, peers) = watch::channel(PeerStates::default());
     let driving = Driving {
         gating: gating.clone(),
         raft: raft.clone(),
@@ -267,15 +279,7 @@ pub async fn start(
         tokio::spawn(driving.run()),
         tokio::spawn(succession.run()),
         tokio::spawn(peers::follow(raft.clone(), links.clone(), peers_sender, stop.child_token())),
-        tokio::spawn(status::follow(
-            raft.clone(),
-            Arc::clone(&published),
-            Arc::clone(&clock),
-            senders,
-            peers.clone(),
-            log.closed(),
-            stop.clone(),
-        )),
+        tokio::spawn(following_raft.run()),
         tokio::spawn(Arc::clone(&published).follow_settled(stop.child_token())),
         tokio::spawn(trimming.run()),
         tokio::spawn(Arc::clone(&seeding).run(ended_sender.clone(), stop.child_token())),

@@ -21,7 +21,8 @@ use crate::replica::{Applied, ProposeError, RaftStatus, ReadableEnd};
 /// How long entries wait to be readable once the log takes no more: what it had made durable is on
 /// its way.
 const CLOSED_PATIENCE: Duration = Duration::from_secs(1);
-/// How long entries wait once another term has begun: their outcome may come with its log.
+/// How long entries wait once their leader counts as none: their outcome may come with the log of
+/// another term, or with the answer of a quorum.
 const DEPOSED_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Where Raft tells what became of an entry.
@@ -47,8 +48,15 @@ pub(super) struct Answering {
 
 /// Answers entry by entry, each once it is readable here: committed, applied and durable.
 pub(super) async fn answer_all(answering: Answering) {
-    let Answering { mut unanswered, mut readable, status, mut log_closed, copies, commit_seconds } =
-        answering;
+    let Answering {
+        mut unanswered,
+        mut readable,
+        mut status,
+        mut log_closed,
+        copies,
+        commit_seconds,
+    } = answering;
+    let mut patience = Patience::new(DEPOSED_PATIENCE);
     let given_up = async move {
         log_closed.wait_for(Option::is_some).await.ok();
         tokio::time::sleep(CLOSED_PATIENCE).await;
@@ -59,7 +67,7 @@ pub(super) async fn answer_all(answering: Answering) {
             biased;
             known = known(outcome, &mut readable) => known,
             () = given_up.clone() => Err(ProposeError::UnknownOutcome),
-            () = deposed(status.clone(), term) => Err(ProposeError::UnknownOutcome),
+            () = patience.end(&mut status, term) => Err(ProposeError::UnknownOutcome),
         };
         match known {
             Ok((index, outcomes)) => {
@@ -79,13 +87,35 @@ pub(super) async fn answer_all(answering: Answering) {
     }
 }
 
-/// Resolves some time after a term that follows `term` was heard of.
-async fn deposed(mut status: watch::Receiver<RaftStatus>, term: Term) {
-    if status.wait_for(|status| status.term > term).await.is_err() {
-        // The replica has ended, of which Raft tells too.
-        std::future::pending::<()>().await;
+/// How long entries wait for their outcome while their leader counts as none.
+struct Patience {
+    limit: Duration,
+    /// For all that wait now, so that many of them do not wait one after the other.
+    until: Option<Instant>,
+}
+
+impl Patience {
+    fn new(limit: Duration) -> Self {
+        Self { limit, until: None }
     }
-    tokio::time::sleep(DEPOSED_PATIENCE).await;
+
+    /// Resolves once this node has not counted as the leader of `term` for so long.
+    async fn end(&mut self, status: &mut watch::Receiver<RaftStatus>, term: Term) {
+        let leads = |status: &RaftStatus| status.serving && status.term == term;
+        loop {
+            if leads(&status.borrow_and_update()) {
+                self.until = None;
+                if status.wait_for(|status| !leads(status)).await.is_err() {
+                    // The replica has ended, of which Raft tells too.
+                    std::future::pending::<()>().await;
+                }
+            }
+            let until = *self.until.get_or_insert_with(|| Instant::now() + self.limit);
+            if tokio::time::timeout_at(until, status.wait_for(leads)).await.is_err() {
+                return;
+            }
+        }
+    }
 }
 
 /// What came of an entry, once it is readable.
@@ -104,5 +134,49 @@ async fn known(
     match readable.wait_for(|end| end.index > index).await {
         Ok(_) => Ok((index, response.data.0)),
         Err(_) => Err(ProposeError::UnknownOutcome),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TERM: Term = Term::new(3);
+
+    fn serving(term: u64) -> RaftStatus {
+        RaftStatus { term: Term::new(term), leader: Some(1), serving: true }
+    }
+
+    #[tokio::test]
+    async fn entries_of_a_leader_that_counts_as_none_are_given_up_together() {
+        let limit = Duration::from_millis(200);
+        let (_sender, mut status) = watch::channel(RaftStatus { serving: false, ..serving(3) });
+        let mut patience = Patience::new(limit);
+        let began = Instant::now();
+        for _ in 0..100 {
+            patience.end(&mut status, TERM).await;
+        }
+        assert!((limit..50 * limit).contains(&began.elapsed()), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn leader_that_counts_again_in_time_gives_nothing_up() {
+        let (sender, mut status) = watch::channel(RaftStatus { serving: false, ..serving(3) });
+        let mut patience = Patience::new(Duration::from_secs(600));
+        let waits = patience.end(&mut status, TERM);
+        let back = async {
+            sender.send_replace(serving(3));
+        };
+        tokio::select! {
+            biased;
+            () = waits => panic!("given up"),
+            () = back => {}
+        }
+        let mut patience = Patience::new(Duration::ZERO);
+        let waits = patience.end(&mut status, TERM);
+        let mut waits = std::pin::pin!(waits);
+        assert!(futures::poll!(&mut waits).is_pending(), "it leads again");
+        sender.send_replace(serving(4));
+        waits.await;
     }
 }

@@ -30,7 +30,7 @@ fn waiting(item: Item) -> (Waiting, Answer) {
         needs_two: false,
         _in_flight: permits.try_acquire_owned().unwrap(),
     };
-    (Waiting { content: item.into(), deadline: None, reply }, answer)
+    (Waiting { content: item.into(), since: Instant::now(), deadline: None, reply }, answer)
 }
 
 fn run_item(number: u16, bodies: &[&[u8]]) -> (Waiting, Answer) {
