@@ -287,8 +287,13 @@ fn member_problem(facts: &Facts, member: &Standing) -> Option<String> {
             );
         }
         _ if said.disk_full => return Some("has a full disk".into()),
+        Some(Gone::Lost) if member.node.role == Role::Witness => {
+            let text = "lost entries that it had answered and counts no more: replace it, \
+                `drumlin cluster replace-witness`";
+            return Some(text.into());
+        }
         Some(Gone::Lost) => {
-            return Some("lost entries that it had answered and is seeded anew".into());
+            return Some("lost entries that it had answered and is brought in line again".into());
         }
         Some(Gone::Stopping) => return Some("is stopping".into()),
         Some(Gone::DiskFull) => return Some("has a full disk".into()),

@@ -6,6 +6,7 @@ use std::time::Duration;
 mod deferred;
 mod disks;
 mod gate;
+mod gone_back;
 mod kills;
 mod leading;
 mod members;

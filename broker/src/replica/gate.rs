@@ -70,7 +70,14 @@ pub enum Conflict {
     Usual,
     /// The peer's log went back.
     Lost,
+    /// It was on its way when the peer's log went back, and says nothing of what it is now.
+    Stale,
 }
+
+/// How often a member's log was seen to go back. What is said over a connection counts only if that
+/// began after the last time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LossCount(u32);
 
 /// What became of a peer, as far as the leader knows.
 #[derive(Clone, Debug, Default)]
@@ -80,7 +87,10 @@ struct Peer {
     refuses: bool,
     stopping: bool,
     disk_full: bool,
-    lost: bool,
+    /// What it had answered as synced when its log went back; exclusive. `None` once it has that
+    /// much again.
+    lost_end: Option<EntryIndex>,
+    losses: LossCount,
     /// When it last made progress, or began to owe; `None` while it owes nothing.
     owed_since: Option<Instant>,
     /// It was a voter when the term began, and has not been heard of since.
@@ -102,7 +112,7 @@ pub struct GateView {
     pub sent_end: EntryIndex,
     /// What the witness may be sent now; exclusive.
     pub feed_end: EntryIndex,
-    /// Data voters that are not counted on.
+    /// Data voters that are not counted on, and any member that is lost.
     pub gone: BTreeMap<u64, Gone>,
 }
 
@@ -117,6 +127,8 @@ pub struct Gate {
     /// Data voters of either configuration but this node.
     voters: BTreeSet<u64>,
     peers: BTreeMap<u64, Peer>,
+    /// Answers of a term that this node leads already, but was not told of yet.
+    early: BTreeMap<u64, (Term, LossCount, EntryIndex)>,
     own_durable_end: EntryIndex,
     own_end: EntryIndex,
 }
@@ -145,6 +157,7 @@ impl Gate {
             mode,
             voters: BTreeSet::new(),
             peers: BTreeMap::new(),
+            early: BTreeMap::new(),
             own_durable_end: EntryIndex::ZERO,
             own_end: EntryIndex::ZERO,
         }
@@ -170,12 +183,18 @@ impl Gate {
         });
         self.own_end = self.own_end.max(first_own.next());
         for peer in self.peers.values_mut() {
-            *peer = Peer { stopping: peer.stopping, disk_full: peer.disk_full, ..Peer::default() };
+            let Peer { stopping, disk_full, losses, .. } = *peer;
+            *peer = Peer { stopping, disk_full, losses, ..Peer::default() };
         }
         for voter in &self.voters {
             let peer = self.peers.entry(*voter).or_default();
             peer.unheard = true;
             peer.owed_since = Some(now);
+        }
+        for (id, (early_term, losses, end)) in std::mem::take(&mut self.early) {
+            if early_term == term {
+                self.peer_matched(id, term, losses, end, now);
+            }
         }
         self.judge(now);
     }
@@ -195,6 +214,11 @@ impl Gate {
             }
         }
         self.judge(now);
+    }
+
+    /// All members of the group; what was known of others is forgotten.
+    pub fn set_members(&mut self, members: &BTreeSet<u64>) {
+        self.peers.retain(|id, _| members.contains(id));
     }
 
     /// The last gate entry of this node's log: told on every append and truncation that changes it.
@@ -235,16 +259,28 @@ impl Gate {
         self.judge(now);
     }
 
-    /// A member answered that it has synced the leader's log of `term` up to `end`. Answers of
-    /// other terms, and of a peer that is lost, say nothing.
-    pub fn peer_matched(&mut self, id: u64, term: Term, end: EntryIndex, now: Instant) {
-        if self.leading.is_none_or(|leading| leading.term != term) {
-            return;
+    /// A member answered that it has synced the leader's log of `term` up to `end`. Answers of older
+    /// terms, and from before a loss, say nothing. True if it was lost and has all again.
+    pub fn peer_matched(
+        &mut self,
+        id: u64,
+        term: Term,
+        losses: LossCount,
+        end: EntryIndex,
+        now: Instant,
+    ) -> bool {
+        match self.leading {
+            Some(leading) if leading.term == term => {}
+            Some(leading) if leading.term > term => return false,
+            Some(_) | None => {
+                self.early.insert(id, (term, losses, end));
+                return false;
+            }
         }
         let own_end = self.own_end;
         let peer = self.peers.entry(id).or_default();
-        if peer.lost {
-            return;
+        if peer.losses != losses {
+            return false;
         }
         peer.refuses = false;
         if end > peer.matched_end {
@@ -252,7 +288,12 @@ impl Gate {
             peer.unheard = false;
             peer.owed_since = (end < own_end).then_some(now);
         }
+        let is_back = peer.lost_end.is_some_and(|lost_end| peer.matched_end >= lost_end);
+        if is_back {
+            peer.lost_end = None;
+        }
         self.judge(now);
+        is_back
     }
 
     /// A member answered that it does not hold the leader's entry at `index`.
@@ -260,6 +301,7 @@ impl Gate {
         &mut self,
         id: u64,
         term: Term,
+        losses: LossCount,
         index: EntryIndex,
         now: Instant,
     ) -> Conflict {
@@ -267,22 +309,44 @@ impl Gate {
             return Conflict::Usual;
         }
         let peer = self.peers.entry(id).or_default();
+        if peer.losses != losses {
+            return Conflict::Stale;
+        }
         peer.refuses = false;
-        let lost = peer.lost || index < peer.matched_end;
-        if lost {
-            peer.lost = true;
-            peer.matched_end = EntryIndex::ZERO;
+        let is_lost = index < peer.matched_end;
+        if is_lost {
+            self.peer_lost(id, now);
         }
         self.judge(now);
-        if lost { Conflict::Lost } else { Conflict::Usual }
+        if is_lost { Conflict::Lost } else { Conflict::Usual }
     }
 
-    /// A peer that was lost begins anew, with a log from this leader.
-    pub fn peer_seeded(&mut self, id: u64, now: Instant) {
+    /// A member's log went back behind what it had answered as synced. True if that is news.
+    pub fn peer_lost(&mut self, id: u64, now: Instant) -> bool {
         let peer = self.peers.entry(id).or_default();
-        peer.lost = false;
-        peer.owed_since = Some(now);
+        let is_news = peer.lost_end.is_none() || peer.matched_end > EntryIndex::ZERO;
+        if is_news {
+            let answered_end = peer.lost_end.unwrap_or_default().max(peer.matched_end);
+            peer.lost_end = Some(answered_end);
+            peer.losses.0 += 1;
+            peer.matched_end = EntryIndex::ZERO;
+            peer.owed_since = Some(now);
+        }
         self.judge(now);
+        is_news
+    }
+
+    /// What a connection to a member that begins now is to be known by.
+    pub fn losses(&self, id: u64) -> LossCount {
+        self.peers.get(&id).map(|peer| peer.losses).unwrap_or_default()
+    }
+
+    /// What a member has ever answered as synced in that term; exclusive, zero in any other.
+    pub fn answered_end(&self, id: u64, term: Term) -> EntryIndex {
+        let peer = self.peers.get(&id).filter(|_| self.leads(term));
+        peer.map_or(EntryIndex::ZERO, |peer| {
+            peer.lost_end.unwrap_or_default().max(peer.matched_end)
+        })
     }
 
     /// A connection to it was refused or reset: nobody is there.
@@ -374,7 +438,9 @@ impl Gate {
     }
 
     pub fn view(&self, now: Instant) -> GateView {
+        let lost = self.peers.iter().filter(|(_, peer)| peer.lost_end.is_some());
         let gone = self.voters.iter().filter_map(|id| Some((*id, self.gone(*id, now)?)));
+        let gone = lost.map(|(id, _)| (*id, Gone::Lost)).chain(gone);
         GateView {
             term: self.leading.map(|leading| leading.term),
             mode: self.mode,
@@ -430,7 +496,7 @@ impl Gate {
 
     fn gone(&self, id: u64, now: Instant) -> Option<Gone> {
         let Some(peer) = self.peers.get(&id) else { return Some(Gone::Silent) };
-        if peer.lost {
+        if peer.lost_end.is_some() {
             Some(Gone::Lost)
         } else if peer.refuses {
             Some(Gone::Refuses)

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::gate::{Conflict, Decision, Gate, GateView, Gone, Mode, Patience};
+use super::gate::{Conflict, Decision, Gate, GateView, LossCount, Mode, Patience};
 use super::log_store::LogFacts;
 use super::membership::Role;
 use super::peers::PeerStates;
@@ -47,14 +47,23 @@ struct Shared {
 #[derive(Debug)]
 struct Inner {
     gate: Gate,
-    /// Lost peers whose next conflict Raft was told to take.
-    allowed: BTreeSet<u64>,
+    /// The term that the following is about.
+    term: Option<Term>,
+    /// Members of which Raft would take it that their logs went back, once.
+    armed: BTreeSet<u64>,
+    /// Lost members of which Raft has not heard it yet.
+    unreported: BTreeSet<u64>,
 }
 
 impl Gating {
     /// Closed until this node leads.
     pub(crate) fn new(patience: Patience) -> Self {
-        let inner = Inner { gate: Gate::new(patience, Mode::Paired), allowed: BTreeSet::new() };
+        let inner = Inner {
+            gate: Gate::new(patience, Mode::Paired),
+            term: None,
+            armed: BTreeSet::new(),
+            unreported: BTreeSet::new(),
+        };
         let shared = Shared {
             inner: Mutex::new(inner),
             opened: Notify::new(),
@@ -93,29 +102,53 @@ impl Gating {
         inner.gate.leads(term).then(|| inner.gate.matched_end())
     }
 
-    /// A member has synced this leader's log of `term` up to `end`.
-    pub(crate) fn matched(&self, member: u64, term: Term, end: EntryIndex) {
-        self.tell(|inner, now| inner.gate.peer_matched(member, term, end, now));
+    /// What a connection to a member that begins now is to be known by.
+    pub(crate) fn losses(&self, member: u64) -> LossCount {
+        self.shared.inner.lock().gate.losses(member)
     }
 
-    /// A member does not hold the entry at `index`. True if its log went back, and Raft must not
-    /// hear of it yet.
-    pub(crate) fn conflict(&self, member: u64, term: Term, index: EntryIndex) -> bool {
-        let is_lost = self.tell(|inner, now| {
-            let conflict = inner.gate.peer_conflict(member, term, index, now);
-            if conflict == Conflict::Usual {
-                return false;
-            }
-            let is_allowed = inner.allowed.remove(&member);
-            if is_allowed {
-                inner.gate.peer_seeded(member, now);
-            }
-            !is_allowed
-        });
-        if is_lost {
-            tracing::error!(member, %term, %index, "a member lost entries it had answered as synced");
+    /// What a member has ever answered as synced in that term; exclusive.
+    pub(crate) fn answered_end(&self, member: u64, term: Term) -> EntryIndex {
+        self.shared.inner.lock().gate.answered_end(member, term)
+    }
+
+    /// A member has synced this leader's log of `term` up to `end`.
+    pub(crate) fn matched(&self, member: u64, term: Term, losses: LossCount, end: EntryIndex) {
+        if self.tell(|inner, now| inner.gate.peer_matched(member, term, losses, end, now)) {
+            tracing::info!(member, %term, %end, "a member that had lost entries has them again");
         }
-        is_lost
+    }
+
+    /// A member does not hold the entry at `index`. With what that means: whether Raft must not hear
+    /// of it, not yet or not at all.
+    pub(crate) fn conflict(
+        &self,
+        member: u64,
+        term: Term,
+        losses: LossCount,
+        index: EntryIndex,
+    ) -> (Conflict, bool) {
+        self.tell(|inner, now| {
+            let conflict = inner.gate.peer_conflict(member, term, losses, index, now);
+            if conflict == Conflict::Lost {
+                inner.unreported.insert(member);
+            }
+            let is_held_back = match conflict {
+                Conflict::Stale => true,
+                Conflict::Usual | Conflict::Lost if !inner.unreported.contains(&member) => false,
+                Conflict::Usual | Conflict::Lost => !inner.armed.remove(&member),
+            };
+            if !is_held_back {
+                inner.unreported.remove(&member);
+            }
+            (conflict, is_held_back)
+        })
+    }
+
+    /// A member says that it lost entries it had answered as synced, and takes no more. True if that
+    /// is news.
+    pub(crate) fn lost(&self, member: u64) -> bool {
+        self.tell(|inner, now| inner.gate.peer_lost(member, now))
     }
 
     pub(crate) fn heard(&self, member: u64) {
@@ -173,6 +206,9 @@ struct Proposed {
 struct Part {
     term: Option<Term>,
     voters: BTreeSet<u64>,
+    members: BTreeSet<u64>,
+    /// Other members that keep messages, voters or not.
+    keepers: BTreeSet<u64>,
     has_witness: bool,
 }
 
@@ -184,8 +220,8 @@ impl Driving {
         let mut retry_at: Option<Instant> = None;
         loop {
             let part = part(*self.raft.node_id(), &metrics.borrow_and_update());
-            self.allow_lost().await;
             let (mode, decision) = self.decide(&part);
+            self.arm(&part).await;
             let appended = match mode {
                 Mode::Alone { .. } => EntryKind::Alone,
                 Mode::Paired => EntryKind::Paired,
@@ -248,16 +284,19 @@ impl Driving {
         let peers = self.peers.borrow_and_update().clone();
         let decision = self.gating.change(|inner, now| {
             let gate = &mut inner.gate;
+            gate.set_members(&part.members);
             gate.set_voters(part.voters.clone(), now);
             match (part.term, facts.term_start) {
                 (Some(term), Some(first)) if first.term == term => {
                     gate.begin_term(term, first.index, facts.mode, now);
                 }
                 (Some(_), _) => {}
-                (None, _) => {
-                    gate.end_term();
-                    inner.allowed.clear();
-                }
+                (None, _) => gate.end_term(),
+            }
+            if inner.term != part.term {
+                inner.term = part.term;
+                inner.armed.clear();
+                inner.unreported.clear();
             }
             gate.set_mode(facts.mode, now);
             gate.own_end(facts.end, now);
@@ -271,23 +310,26 @@ impl Driving {
         (facts.mode, decision)
     }
 
-    /// Lets Raft take a lost peer's conflict, so that it brings the peer's log in line anew.
-    async fn allow_lost(&self) {
-        let lost: Vec<u64> = {
+    /// Lets Raft take it that a member's log went back: at once when it hears of it, so that it never
+    /// counts what is not there any more. It then brings that log in line anew, entry by entry or,
+    /// where those are trimmed, by files. Never a witness: that is to be replaced.
+    async fn arm(&self, part: &Part) {
+        let Some(term) = part.term else { return };
+        let unarmed: Vec<u64> = {
             let inner = self.gating.shared.inner.lock();
-            let gone = inner.gate.view(Instant::now()).gone;
-            let lost = gone.into_iter().filter(|(_, gone)| *gone == Gone::Lost).map(|(id, _)| id);
-            lost.filter(|id| !inner.allowed.contains(id)).collect()
+            part.keepers.difference(&inner.armed).copied().collect()
         };
-        for member in lost {
-            let allowed = self.raft.trigger().allow_next_revert(&member, true).await;
-            match allowed {
+        for member in unarmed {
+            match self.raft.trigger().allow_next_revert(&member, true).await {
                 Ok(Ok(())) => {
-                    tracing::warn!(member, "a lost member is replicated to from the beginning");
-                    self.gating.shared.inner.lock().allowed.insert(member);
+                    let mut inner = self.gating.shared.inner.lock();
+                    if inner.term == Some(term) {
+                        inner.armed.insert(member);
+                    }
                 }
-                Ok(Err(error)) => tracing::error!(member, %error, "a lost member stays lost"),
-                Err(error) => tracing::error!(member, %error, "raft has ended"),
+                // It has just lost the lead, or the member was just added: it is asked again.
+                Ok(Err(error)) => tracing::debug!(member, %error, "raft does not know a member"),
+                Err(error) => tracing::debug!(member, %error, "raft has ended"),
             }
         }
     }
@@ -315,9 +357,13 @@ impl Driving {
 fn part(me: u64, metrics: &RaftServerMetrics<TypeConfig>) -> Part {
     let members = metrics.membership_config.membership();
     let role = |id: u64| members.get_node(&id).map_or(Role::Data, |node| node.role);
+    let nodes: BTreeSet<u64> = members.nodes().map(|(id, _)| *id).collect();
+    let keeps = |id: &u64| *id != me && role(*id) == Role::Data;
     let others: BTreeSet<u64> = members.voter_ids().filter(|id| *id != me).collect();
     Part {
         term: metrics.state.is_leader().then(|| Term::new(metrics.vote.leader_id.term)),
+        keepers: nodes.iter().copied().filter(keeps).collect(),
+        members: nodes,
         has_witness: others.iter().any(|id| role(*id) == Role::Witness),
         voters: others.into_iter().filter(|id| role(*id) == Role::Data).collect(),
     }

@@ -40,6 +40,7 @@ pub mod witness;
 mod checkpointing;
 mod clock_source;
 mod digests;
+mod doubt;
 mod fence;
 mod gating;
 mod log_store;
@@ -61,6 +62,7 @@ mod wire;
 use checkpointing::Checkpoints;
 use clock_source::ClockSource;
 use digests::Digests;
+use doubt::Doubt;
 use fence::Fence;
 use gate::GateView;
 pub(crate) use log_store::committed_hint;
@@ -184,6 +186,7 @@ struct Shared {
     ended: watch::Sender<Option<Ended>>,
     own: OwnState,
     digests: Digests,
+    doubt: Arc<Doubt>,
     /// Held while the membership changes.
     changing: tokio::sync::Mutex<()>,
     /// The longest.

@@ -76,7 +76,8 @@ impl Replica {
     pub(crate) fn member(&self) -> Arc<dyn Member> {
         let replica = self.clone();
         let said = Arc::new(move || replica.own_state());
-        let parts = MemberParts::new(member_identity(self.identity()), Role::Data, said);
+        let doubt = Arc::clone(&self.shared.doubt);
+        let parts = MemberParts::new(member_identity(self.identity()), Role::Data, said, doubt);
         self.member_of(parts)
     }
 

@@ -18,6 +18,7 @@ use super::checkpoint::Opened;
 use super::checkpointing;
 use super::clock_source::ClockSource;
 use super::digests::{Digesting, Digests, Samples};
+use super::doubt::Doubt;
 use super::fence::{self, Fence, Fencing};
 use super::gate::Patience;
 use super::gating::{Driving, Gating};
@@ -202,8 +203,10 @@ pub async fn start(
         options.data_dir.join("checkpoint"),
         options.seed_bytes_per_second_max,
     ));
+    let doubt = Arc::new(Doubt::new(Role::Data, log.clone()));
+    let towards = (Arc::clone(&giving), Arc::clone(&doubt));
     let OpenRaft { raft, links, gating, facts } =
-        open_raft(&options, &log, said_gate, machine, Arc::clone(&giving)).await?;
+        open_raft(&options, &log, said_gate, machine, towards).await?;
     let seeding = Arc::new(Seeding::new(giving, &options, raft.clone(), links.clone()));
     let stop = CancellationToken::new();
     let clock = Arc::new(ClockSource::new(options.clock_step_max));
@@ -326,6 +329,7 @@ pub async fn start(
         election_timeout: options.election_timeout_max,
         own: OwnState::new(options.identity.clone(), options.data_dir.clone()),
         digests,
+        doubt,
     };
     let replica = Replica { shared: Arc::new(shared) };
     let leadership = Leadership {
@@ -361,7 +365,7 @@ async fn open_raft(
     log: &Log,
     said_gate: Option<(EntryId, GateMode)>,
     machine: StateMachine,
-    giving: Arc<Giving>,
+    (giving, doubt): (Arc<Giving>, Arc<Doubt>),
 ) -> Result<OpenRaft, StartError> {
     let config = openraft::Config { enable_elect: !log.is_fenced(), ..raft_config(options) };
     let config = config.validate().map_err(|e| StartError::Raft(e.to_string()))?;
@@ -379,6 +383,7 @@ async fn open_raft(
         heartbeat_interval: options.heartbeat_interval,
         gating: gating.clone(),
         giving: Some(giving),
+        doubt,
     });
     let raft = Raft::new(identity.node_id, Arc::new(config), links.clone(), store, machine);
     let raft = raft.await.map_err(|fatal| StartError::Raft(fatal.to_string()))?;

@@ -205,11 +205,13 @@ pub(crate) fn entry_from_wire(wire: proto::PeerEntry, at: Role) -> Result<Entry,
     Ok(Entry { id, kind, clock_ms, item_count, payload_crc, payload })
 }
 
-/// `trim_upto` is for a witness: what it may forget.
+/// `trim_upto` is for a witness: what it may forget. `answered_end` is what the member has answered as
+/// synced in this term.
 pub(crate) fn append_to_wire(
     request: AppendEntriesRequest<TypeConfig>,
     to: Role,
     trim_upto: Option<EntryId>,
+    answered_end: EntryIndex,
 ) -> proto::AppendRequest {
     let entries = request.entries.into_iter().map(|entry| entry_to_wire(to_log(entry).0, to));
     proto::AppendRequest {
@@ -218,6 +220,7 @@ pub(crate) fn append_to_wire(
         committed: request.leader_commit.as_ref().map(log_id_to_wire),
         entries: entries.collect(),
         trim_upto: trim_upto.map(id_to_wire),
+        answered_end: answered_end.get(),
     }
 }
 
@@ -386,7 +389,7 @@ mod tests {
     #[test]
     fn data_members_get_entries_whole() {
         let sent = request(vec![batch(2, 5), batch(3, 6)]);
-        let wire = append_to_wire(sent.clone(), Role::Data, None);
+        let wire = append_to_wire(sent.clone(), Role::Data, None, EntryIndex::ZERO);
         let received = append_from_wire(wire, Role::Data).unwrap();
         assert_eq!(received.entries, sent.entries);
         assert_eq!(received.vote, sent.vote);
@@ -405,9 +408,10 @@ mod tests {
             payload: Bytes::new(),
         };
         let sent = request(vec![batch(2, 5), alone.clone()]);
-        let wire = append_to_wire(sent, Role::Witness, Some(id(1, 1)));
+        let wire = append_to_wire(sent, Role::Witness, Some(id(1, 1)), EntryIndex::new(3));
         assert!(wire.entries[0].payload.is_empty());
         assert_eq!(wire.trim_upto.as_ref().map(id_from_wire), Some(id(1, 1)));
+        assert_eq!(wire.answered_end, 3);
         let received = append_from_wire(wire, Role::Witness).unwrap();
         let entries: Vec<_> = received.entries.into_iter().map(|e| to_log(e).0).collect();
         let whole = batch(2, 5);
@@ -419,7 +423,7 @@ mod tests {
 
     #[test]
     fn damaged_and_disordered_entries_are_refused() {
-        let wire = append_to_wire(request(vec![batch(2, 5)]), Role::Data, None);
+        let wire = append_to_wire(request(vec![batch(2, 5)]), Role::Data, None, EntryIndex::ZERO);
         let changed = |change: fn(&mut proto::PeerEntry)| {
             let mut wire = wire.clone();
             change(&mut wire.entries[0]);

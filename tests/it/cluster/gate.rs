@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use drumlin_tests::cluster::{Layout, PATIENCE, Purpose, wait_for};
+use drumlin_tests::event::{Queue, Step, What};
 use drumlin_tests::link::Mode;
-use drumlin_tests::load::native;
+use drumlin_tests::load::native::{self, Fetcher};
 use drumlin_tests::run::{Run, cycles, suite};
 
 use super::power::skipped;
@@ -15,6 +16,8 @@ use super::{GOES_ON_WITHIN, IN_FAULT, limit};
 const GROUP: &str = "broker-a";
 const WITNESS: &str = "nameserver-0";
 const DISK_MEBIBYTES: u64 = 512;
+/// A node that shows nothing for so long has shown all.
+const READ_SILENCE: Duration = Duration::from_millis(300);
 
 async fn wait_alone(run: &Run, leader: &str) -> Result<()> {
     wait_for("the group is not alone", PATIENCE, async || {
@@ -94,12 +97,34 @@ async fn a_leader_that_restarts_leads_in_a_new_term() -> Result<()> {
     Ok(())
 }
 
+/// Whoever still asks a leader that was cut off may see what it shows, which must be there in the end,
+/// at the same offsets.
+async fn read_at(run: &Run, node: &str) -> Result<usize> {
+    let channel = native::connect(&run.cluster.client_address(node)?).await?;
+    let from: Vec<_> = (0..run.load.queue_count()).map(|id| (id, 0)).collect();
+    let mut fetcher = Fetcher::open(channel, "durable", &from).await?;
+    let process = run.cluster.recorder.new_process();
+    let mut count = 0;
+    while let Ok(Some(fetched)) = fetcher.next(READ_SILENCE).await {
+        let queue = Queue::new("durable", GROUP, fetched.queue);
+        let asked = What::Read { queue: queue.clone(), seen: Vec::new() };
+        run.cluster.recorder.record(process, Step::Invoke, asked);
+        count += fetched.seen.len();
+        let seen = What::Read { queue, seen: fetched.seen };
+        run.cluster.recorder.record(process, Step::Ok, seen);
+    }
+    Ok(count)
+}
+
 /// A leader that is cut off goes on taking sends that can never be committed. Nobody may see them,
 /// and once it has been told so they must not come back, whatever becomes of its process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_deposed_leader_had_alone_is_never_seen() -> Result<()> {
     let cycles = cycles(2);
-    suite("deposed leader", &Layout::one_group(), limit(cycles), async |run| {
+    // Long enough to ask it before it counts as leader no more.
+    let slow = ["raft.election_timeout_min=1200ms", "raft.election_timeout_max=1800ms"];
+    let layout = slow.iter().fold(Layout::one_group(), |layout, slow| layout.set(slow));
+    suite("deposed leader", &layout, limit(cycles), async |run| {
         for cycle in 0..cycles {
             let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
             let follower = run.cluster.peer(&leader)?;
@@ -108,15 +133,19 @@ async fn what_a_deposed_leader_had_alone_is_never_seen() -> Result<()> {
                 let (there, back) = run.cluster.links_of_pair(&leader, other);
                 there.into_iter().chain(back).for_each(|link| link.set(Mode::Blackhole));
             }
-            let committed = run.cluster.look(&leader).await?.applied;
             run.wait_links(&leader, &follower, before).await?;
             run.began("isolation", Some(GROUP), Some(GOES_ON_WITHIN));
+            let left = wait_for("nothing is left uncommitted", PATIENCE, async || {
+                let seen = run.cluster.look(&leader).await?;
+                Ok((seen.appended > seen.applied).then_some(seen))
+            })
+            .await?;
+            let shown = read_at(run, &leader).await?;
             run.cluster.wait_leader_but(GROUP, &leader, PATIENCE).await?;
             run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
-            let old = run.cluster.look(&leader).await?;
             println!(
-                "deposed {cycle}: {leader} had {} entries, {} committed",
-                old.appended, committed
+                "deposed {cycle}: {leader} had {} entries, {} committed, and showed {shown} messages",
+                left.appended, left.applied
             );
             run.cluster.open_links();
             run.ended("isolation");

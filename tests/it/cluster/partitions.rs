@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use drumlin_tests::cluster::{CLIENTS, Layout, PATIENCE, Purpose, wait_for};
-use drumlin_tests::event::{Queue, Step, What};
 use drumlin_tests::link::{Link, Mode};
 use drumlin_tests::load::native;
-use drumlin_tests::load::native::Fetcher;
+use drumlin_tests::load::native::{Fetcher, Sender, Sent};
 use drumlin_tests::run::{Run, suite};
 
 use super::{GOES_ON_WITHIN, IN_FAULT, limit};
@@ -146,25 +145,22 @@ async fn partition(run: &mut Run, kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// It may go on believing that it leads, in a term that stays as it was, and shows nothing that was
-/// not committed before.
+/// It counts as leader no more, in a term that stays as it was: it says so, shows nothing, and what
+/// it is sent it refuses as not stored.
 async fn isolated_leader(run: &Run, roles: &Roles) -> Result<()> {
     let new = run.cluster.wait_leader_but(GROUP, &roles.leader, PATIENCE).await?;
     let old = run.cluster.look(&roles.leader).await?;
     let new = run.cluster.look(&new).await?;
     ensure!(old.term < new.term, "{} is in term {}", roles.leader, old.term);
+    ensure!(!old.leads, "{} says that it leads", roles.leader);
     let channel = native::connect(&run.cluster.client_address(&roles.leader)?).await?;
-    let from: Vec<_> = (0..run.load.queue_count()).map(|id| (id, 0)).collect();
-    let Ok(mut fetcher) = Fetcher::open(channel, "durable", &from).await else { return Ok(()) };
-    let process = run.cluster.recorder.new_process();
-    // Whatever it still shows must be there in the end, at the same offsets.
-    while let Ok(Some(fetched)) = fetcher.next(Duration::from_secs(1)).await {
-        let queue = Queue::new("durable", GROUP, fetched.queue);
-        let asked = What::Read { queue: queue.clone(), seen: Vec::new() };
-        run.cluster.recorder.record(process, Step::Invoke, asked);
-        let seen = What::Read { queue, seen: fetched.seen };
-        run.cluster.recorder.record(process, Step::Ok, seen);
-    }
+    let sent = Sender::open(channel.clone()).await?.send("durable", 0, "isolated", 10).await;
+    ensure!(matches!(sent, Sent::Refused { .. }), "{sent:?}");
+    let shown = match Fetcher::open(channel, "durable", &[(0, 0)]).await {
+        Ok(mut fetcher) => fetcher.next(Duration::from_secs(1)).await,
+        Err(error) => Err(error),
+    };
+    ensure!(!matches!(shown, Ok(Some(_))), "it shows {shown:?}");
     Ok(())
 }
 

@@ -47,7 +47,17 @@ impl Bench {
     }
 
     fn matched(&mut self, end: u64) {
-        self.gate.peer_matched(P, Term::new(3), index(end), self.now);
+        self.matched_since(self.gate.losses(P), end);
+    }
+
+    /// Over a connection that began when its log had gone back so often.
+    fn matched_since(&mut self, losses: LossCount, end: u64) -> bool {
+        self.gate.peer_matched(P, Term::new(3), losses, index(end), self.now)
+    }
+
+    fn conflict(&mut self, term: u64, at: u64) -> Conflict {
+        let losses = self.gate.losses(P);
+        self.gate.peer_conflict(P, Term::new(term), losses, index(at), self.now)
     }
 
     fn mode(&mut self, mode: Mode) {
@@ -265,17 +275,64 @@ fn paired_entry_that_failed_leaves_the_group_alone() {
 #[test]
 fn conflict_below_what_was_synced_means_a_lost_peer() {
     let mut bench = Bench::in_step();
-    let term = Term::new(3);
-    assert_eq!(bench.gate.peer_conflict(P, term, index(20), bench.now), Conflict::Usual);
-    assert_eq!(bench.gate.peer_conflict(P, Term::new(2), index(4), bench.now), Conflict::Usual);
-    assert_eq!(bench.gate.peer_conflict(P, term, index(19), bench.now), Conflict::Lost);
+    assert_eq!(bench.conflict(3, 20), Conflict::Usual);
+    assert_eq!(bench.conflict(2, 4), Conflict::Usual);
+    assert_eq!(bench.conflict(3, 19), Conflict::Lost);
     assert_eq!(bench.gate.matched_end(), EntryIndex::ZERO);
+    assert_eq!(bench.gate.answered_end(P, Term::new(3)), index(20));
     assert_eq!(bench.next(), Decision::AppendAlone);
+    assert_eq!(bench.gate.view(bench.now).gone, BTreeMap::from([(P, Gone::Lost)]));
+}
+
+#[test]
+fn lost_peer_counts_again_once_it_has_what_it_had_answered() {
+    let mut bench = Bench::in_step();
+    bench.conflict(3, 19);
+    bench.own(30);
+    bench.alone_at(20);
+    let since = bench.gate.losses(P);
+    assert!(!bench.matched_since(since, 19));
+    assert_eq!(bench.gate.matched_end(), index(19));
+    assert!(bench.gate.view(bench.now).gone.contains_key(&P), "it lacks an entry still");
+    assert!(bench.matched_since(since, 20));
+    assert!(bench.gate.view(bench.now).gone.is_empty());
+    assert_eq!(bench.conflict(3, 19), Conflict::Lost, "it may go back again");
+}
+
+#[test]
+fn what_was_said_before_a_loss_says_nothing() {
+    let mut bench = Bench::in_step();
+    let before = bench.gate.losses(P);
+    bench.conflict(3, 19);
+    bench.matched_since(before, 20);
+    assert_eq!(bench.gate.matched_end(), EntryIndex::ZERO);
     bench.matched(20);
-    assert_eq!(bench.gate.matched_end(), EntryIndex::ZERO, "answers from before");
-    bench.gate.peer_seeded(P, bench.now);
-    bench.matched(20);
+    let late = bench.gate.peer_conflict(P, Term::new(3), before, index(12), bench.now);
+    assert_eq!(late, Conflict::Stale);
     assert_eq!(bench.gate.matched_end(), index(20));
+}
+
+#[test]
+fn member_that_says_it_is_lost_is_shown_whether_it_votes_or_not() {
+    let mut bench = Bench::in_step();
+    bench.gate.peer_matched(9, Term::new(3), LossCount::default(), index(20), bench.now);
+    assert!(bench.gate.peer_lost(9, bench.now));
+    assert!(!bench.gate.peer_lost(9, bench.now), "no news");
+    assert_eq!(bench.gate.view(bench.now).gone, BTreeMap::from([(9, Gone::Lost)]));
+    assert_eq!(bench.gate.answered_end(9, Term::new(3)), index(20));
+    assert_eq!(bench.next(), Decision::Wait(None), "a witness does not open the gate");
+    bench.gate.set_members(&BTreeSet::from([1, P]));
+    assert!(bench.gate.view(bench.now).gone.is_empty(), "it was replaced");
+}
+
+#[test]
+fn answers_before_the_term_is_told_count_in_it() {
+    let mut bench = Bench::in_step();
+    let losses = bench.gate.losses(P);
+    bench.gate.peer_matched(P, Term::new(4), losses, index(21), bench.now);
+    assert_eq!(bench.gate.matched_end(), index(20));
+    bench.gate.begin_term(Term::new(4), index(20), Mode::Paired, bench.now);
+    assert_eq!(bench.gate.matched_end(), index(21));
 }
 
 #[test]
@@ -292,7 +349,7 @@ fn term_that_is_told_again_keeps_what_was_sent() {
 #[test]
 fn every_data_voter_of_either_configuration_counts() {
     let mut bench = Bench::in_step();
-    bench.gate.peer_matched(7, Term::new(3), index(12), bench.now);
+    bench.gate.peer_matched(7, Term::new(3), LossCount::default(), index(12), bench.now);
     assert_eq!(bench.gate.matched_end(), index(20), "a learner does not count");
     bench.gate.set_voters(BTreeSet::from([P, 7]), bench.now);
     assert_eq!(bench.gate.matched_end(), index(12));
@@ -397,7 +454,7 @@ proptest! {
                 }
                 Fact::Match(count) => {
                     told.matched_count = told.len().min(told.matched_count + count);
-                    gate.peer_matched(P, term, index(told.matched_count), now);
+                    gate.peer_matched(P, term, gate.losses(P), index(told.matched_count), now);
                 }
                 Fact::Refuse => gate.peer_refused(P, now),
                 Fact::Hear => gate.peer_heard(P, now),

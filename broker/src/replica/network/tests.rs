@@ -1,409 +1,35 @@
-//! Members of one group over real connections on loopback, each link through a proxy that can be
-//! cut or go silent.
+//! Members of one group over real connections, and what becomes of them when links fail and logs
+//! go back.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use drumlin_proto::ids::{BrokerGroupName, QueueId, QueueKey, TopicId, TopicName};
 use drumlin_proto::native as proto;
-use drumlin_proto::record::{RecordFields, Run, RunBuilder};
+use futures::stream;
+use openraft::EntryPayload;
 use openraft::async_runtime::WatchReceiver;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::histogram::Histogram;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
+use tonic::{Code, Request, Status, Streaming};
 use uuid::Uuid;
 
 use super::*;
-use crate::command::{Command, TopicType};
-use crate::config::{Config, NodeAddress};
-use crate::data_dir::Identity;
-use crate::disk::RealDisk;
 use crate::log::{Log, LogOptions};
-use crate::replica::bootstrap::Plan;
-use crate::replica::checkpoint::Checkpointer;
-use crate::replica::gate::{Gone, Mode, Patience};
-use crate::replica::log_store::LogStore;
-use crate::replica::log_store::tests::Recorder;
-use crate::replica::peer_service::raft_member::{MemberParts, RaftMember, StateProvider};
-use crate::replica::peer_service::{Host, Member, PeerService, listener};
+use crate::replica::ProposeError;
+use crate::replica::doubt::Doubt;
+use crate::replica::gate::{GateView, Gone};
+use crate::replica::membership::Role;
+use crate::replica::peer_service::{Member, MemberIdentity, Responses};
 use crate::replica::peers::PeerStates;
-use crate::replica::start::{self, Options, Running};
-use crate::replica::state::Limits;
-use crate::replica::{Applied, Item, ProposeError, Replica};
+use crate::replica::raft_types::{LogId, RaftEntry};
+use crate::replica::wire::Caller;
 
-const GROUP_UUID: Uuid = Uuid::from_u128(7);
-const PATIENCE: Duration = Duration::from_secs(60);
-const SEGMENT_BYTES: u64 = 1 << 20;
+mod group;
 
-/// Adopts whatever it is told to.
-#[derive(Debug)]
-struct AnyHost;
-
-#[tonic::async_trait]
-impl Host for AnyHost {
-    async fn probe(&self, _: &str) -> Result<proto::ProbeResponse, Status> {
-        Err(Status::unimplemented("not asked here"))
-    }
-
-    async fn adopt(&self, _: proto::AdoptRequest) -> Result<proto::AdoptResponse, Status> {
-        Ok(proto::AdoptResponse { directory_uuid: Uuid::nil().to_string() })
-    }
-}
-
-/// What a link does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    Open,
-    /// Connections are closed, and those that come too.
-    Cut,
-    /// Connections stay, and carry nothing.
-    Silent,
-}
-
-/// One way from one member to another.
-#[derive(Debug)]
-struct Proxy {
-    address: String,
-    way: watch::Sender<Way>,
-    _tasks: JoinSet<()>,
-}
-
-impl Proxy {
-    async fn to(target: String) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let (sender, way) = watch::channel(Way::Open);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((near, _)) = listener.accept().await {
-                connections.spawn(carry(near, target.clone(), way.clone()));
-            }
-        });
-        Self { address, way: sender, _tasks: tasks }
-    }
-}
-
-async fn carry(near: TcpStream, target: String, mut way: watch::Receiver<Way>) {
-    let mut cut = way.clone();
-    let carried = async {
-        way.wait_for(|way| *way != Way::Silent).await.unwrap();
-        let Ok(far) = TcpStream::connect(target).await else { return };
-        near.set_nodelay(true).unwrap();
-        far.set_nodelay(true).unwrap();
-        let ((near_read, near_write), (far_read, far_write)) =
-            (near.into_split(), far.into_split());
-        // Both ends go when one does.
-        tokio::select! {
-            () = pump(near_read, far_write, way.clone()) => {}
-            () = pump(far_read, near_write, way.clone()) => {}
-        }
-    };
-    tokio::select! {
-        () = carried => {}
-        _ = cut.wait_for(|way| *way == Way::Cut) => {}
-    }
-}
-
-/// Carries bytes one way; holds them while the way is silent.
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut way: watch::Receiver<Way>) {
-    let mut buffer = vec![0; 64 << 10];
-    while let Ok(read_bytes @ 1..) = from.read(&mut buffer).await {
-        if way.wait_for(|way| *way != Way::Silent).await.is_err()
-            || to.write_all(&buffer[..read_bytes]).await.is_err()
-        {
-            return;
-        }
-    }
-}
-
-/// A data member that runs.
-struct DataNode {
-    replica: Replica,
-    running: Running,
-    serving: CancellationToken,
-}
-
-type WitnessRaft = openraft::Raft<TypeConfig, Recorder>;
-
-struct Witness {
-    raft: WitnessRaft,
-    log: Log,
-    _serving: tokio_util::sync::DropGuard,
-}
-
-/// A group's members by number, from 0; ids are one higher. With `has_witness` the last is one.
-struct Group {
-    dir: tempfile::TempDir,
-    nodes: Vec<NodeAddress>,
-    witness: Option<NodeAddress>,
-    /// From, to.
-    links: BTreeMap<(usize, usize), Proxy>,
-}
-
-impl Group {
-    async fn new(data_count: usize, has_witness: bool) -> Self {
-        let member_count = data_count + usize::from(has_witness);
-        let held: Vec<_> = (0..member_count)
-            .map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
-        let mut nodes: Vec<_> = held
-            .iter()
-            .enumerate()
-            .map(|(number, held)| NodeAddress {
-                name: format!("a-{number}"),
-                address: held.local_addr().unwrap().to_string(),
-            })
-            .collect();
-        let mut links = BTreeMap::new();
-        for from in 0..data_count {
-            for to in (0..member_count).filter(|to| *to != from) {
-                links.insert((from, to), Proxy::to(nodes[to].address.clone()).await);
-            }
-        }
-        let witness = has_witness.then(|| nodes.pop()).flatten();
-        Self { dir: tempfile::tempdir().unwrap(), nodes, witness, links }
-    }
-
-    fn node(&self, number: usize) -> &NodeAddress {
-        self.nodes.get(number).or(self.witness.as_ref()).unwrap()
-    }
-
-    fn identity(number: usize) -> MemberIdentity {
-        MemberIdentity {
-            cluster: "c".into(),
-            broker_group: "a".into(),
-            group_uuid: GROUP_UUID,
-            node_id: number as u64 + 1,
-        }
-    }
-
-    fn path(&self, number: usize, name: &str) -> std::path::PathBuf {
-        let path = self.dir.path().join(number.to_string());
-        std::fs::create_dir_all(path.join("log")).unwrap();
-        path.join(name)
-    }
-
-    fn set_links_of(&self, number: usize, way: Way) {
-        for ((from, to), proxy) in &self.links {
-            if *from == number || *to == number {
-                proxy.way.send_replace(way);
-            }
-        }
-    }
-
-    /// Serves the member on its port until the token is cancelled, and its connections are gone.
-    async fn serve(&self, number: usize, member: Arc<dyn Member>) -> CancellationToken {
-        let listener_address = &self.node(number).address;
-        let bound = TcpListener::bind(listener_address).await.unwrap();
-        let service = PeerService::new("c".into(), Arc::new(AnyHost));
-        service.join(member);
-        let stop = CancellationToken::new();
-        let incoming = TcpIncoming::from(bound).with_nodelay(Some(true));
-        let server = listener().add_service(service.server());
-        let serving = server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
-        tokio::spawn(async move { serving.await.unwrap() });
-        stop
-    }
-
-    async fn start(&self, number: usize) -> DataNode {
-        self.start_on(number, log_options()).await
-    }
-
-    async fn start_on(&self, number: usize, log_options: LogOptions) -> DataNode {
-        let identity = Identity {
-            cluster: "c".into(),
-            broker_group: BrokerGroupName::parse("a").unwrap(),
-            node: self.node(number).name.clone(),
-            group_uuid: GROUP_UUID,
-            succeeds: Vec::new(),
-            directory_uuid: Uuid::from_u128(number as u128),
-            node_id: number as u64 + 1,
-        };
-        let config = Config {
-            cluster: "c".into(),
-            broker_group: identity.broker_group.clone(),
-            node: identity.node.clone(),
-            replicas: self.nodes.clone(),
-            witness: self.witness.clone(),
-            ..Config::embedded(self.path(number, "unused"))
-        };
-        let links = self.links.iter().filter(|((from, _), _)| *from == number);
-        let addresses =
-            links.map(|((_, to), proxy)| (self.node(*to).name.clone(), proxy.address.clone()));
-        let options = Options {
-            plan: Plan::of(&config),
-            preferred_leader: None,
-            peer_address: self.node(number).address.clone(),
-            addresses: addresses.collect(),
-            data_dir: self.path(number, "log"),
-            hint_path: self.path(number, "committed"),
-            checkpoint_interval_bytes: u64::MAX,
-            seed_bytes_per_second_max: None,
-            limits: Limits { topics_max: 10, groups_max: 10 },
-            in_flight_bytes_max: 64 << 20,
-            clock_step_max: Duration::from_secs(10),
-            heartbeat_interval: config.heartbeat_interval,
-            election_timeout_min: config.election_timeout_min,
-            election_timeout_max: config.election_timeout_max,
-            peer_silence_max: Duration::from_secs(1),
-            settle_timeout: Duration::from_secs(2),
-            commit_seconds: Histogram::new([1.0]),
-            elections: Counter::default(),
-            identity,
-        };
-        let (checkpoints, index) = (self.path(number, "checkpoint"), self.path(number, "index"));
-        let opened =
-            Checkpointer::open(Arc::new(RealDisk), &checkpoints, &index, GROUP_UUID).unwrap();
-        let log_dir = self.path(number, "log");
-        let open_log = move |mark| Log::open(&log_dir, log_options, mark).map(|(log, _)| log);
-        let (replica, running) = start::start(options, opened, open_log).await.unwrap();
-        let serving = self.serve(number, replica.member()).await;
-        DataNode { replica, running, serving }
-    }
-
-    async fn start_witness(&self) -> Witness {
-        let number = self.nodes.len();
-        let (log, _) = Log::open(&self.path(number, "log"), log_options(), None).unwrap();
-        let store = LogStore::new(log.clone(), &self.path(number, "committed"), None).unwrap();
-        let links = Links::new(LinkParts {
-            identity: Self::identity(number),
-            role: Role::Witness,
-            addresses: BTreeMap::new(),
-            heartbeat_interval: Duration::from_millis(100),
-            gating: Gating::new(Patience {
-                silence_max: Duration::from_secs(2),
-                new_leader_silence_max: Duration::from_millis(300),
-            }),
-            giving: None,
-        });
-        let config = openraft::Config {
-            heartbeat_interval: 100,
-            election_timeout_min: 500,
-            election_timeout_max: 900,
-            enable_elect: false,
-            snapshot_policy: openraft::SnapshotPolicy::Never,
-            enable_pre_vote: Some(true),
-            ..openraft::Config::default()
-        };
-        let config = Arc::new(config.validate().unwrap());
-        let id = number as u64 + 1;
-        let raft = WitnessRaft::new(id, config, links, store, Recorder::default()).await.unwrap();
-        let parts = MemberParts::new(Self::identity(number), Role::Witness, no_state());
-        let member = Arc::new(RaftMember::new(raft.clone(), parts));
-        let serving = self.serve(number, member).await.drop_guard();
-        Witness { raft, log, _serving: serving }
-    }
-}
-
-fn no_state() -> StateProvider {
-    Arc::new(proto::StateResponse::default)
-}
-
-fn log_options() -> LogOptions {
-    LogOptions {
-        segment_bytes: SEGMENT_BYTES,
-        prepared_bytes: SEGMENT_BYTES,
-        reserve_bytes: 4096,
-        boot_id: Uuid::from_u128(1),
-        ..LogOptions::new(GROUP_UUID)
-    }
-}
-
-async fn within<T>(what: &str, waited: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, waited).await {
-        Ok(value) => value,
-        Err(_) => panic!("not within {PATIENCE:?}: {what}"),
-    }
-}
-
-impl DataNode {
-    /// As a process that is gone: nobody answers, nothing is finished.
-    async fn kill(self) {
-        self.serving.cancel();
-        self.running.shutdown().await;
-    }
-
-    async fn until_serving(&self) {
-        let mut status = self.replica.raft_status();
-        within("to serve", status.wait_for(|status| status.serving)).await.unwrap();
-    }
-
-    async fn until_readable(&self, record_count: u64) {
-        let mut readable = self.replica.readable_end();
-        let reached = async {
-            while self.replica.queue_range(queue()).is_none_or(|(_, end)| end.get() < record_count)
-            {
-                readable.changed().await.unwrap();
-            }
-        };
-        within("to be readable", reached).await;
-    }
-
-    async fn until_mode(&self, wanted: fn(&Mode) -> bool) {
-        let mut gate = self.replica.gate();
-        within("the mode", gate.wait_for(|view| wanted(&view.mode))).await.unwrap();
-    }
-}
-
-fn is_alone(mode: &Mode) -> bool {
-    matches!(mode, Mode::Alone { .. })
-}
-
-fn is_paired(mode: &Mode) -> bool {
-    *mode == Mode::Paired
-}
-
-fn queue() -> QueueKey {
-    QueueKey { topic: TopicId::new(1), queue: QueueId::new(0) }
-}
-
-/// Waits until one of them serves.
-async fn leader<'n>(nodes: impl IntoIterator<Item = &'n DataNode>) -> usize {
-    let serving = nodes.into_iter().enumerate().map(|(number, node)| {
-        Box::pin(async move {
-            node.until_serving().await;
-            number
-        })
-    });
-    futures::future::select_all(serving).await.0
-}
-
-/// Tries until it is stored; the leader may lose the lead meanwhile.
-async fn store(node: &DataNode, item: Item) -> Applied {
-    let stored = async {
-        loop {
-            match node.replica.propose(item.clone(), None).await {
-                Ok(applied) => return applied,
-                Err(ProposeError::Refused(refusal)) => panic!("{refusal}"),
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        }
-    };
-    within("to be stored", stored).await
-}
-
-async fn create_topic(node: &DataNode) {
-    let name = TopicName::parse("orders").unwrap();
-    let shares = vec![(BrokerGroupName::parse("a").unwrap(), 1)];
-    let create = Command::CreateTopic { name, kind: TopicType::Normal, shares };
-    store(node, Item::Command(create)).await;
-}
-
-async fn send(node: &DataNode, body_bytes: usize) {
-    let mut builder = RunBuilder::new();
-    let body = vec![b'x'; body_bytes];
-    builder.push(&RecordFields { message_id: "m", body: &body, ..Default::default() });
-    let run = Run::parse(builder.finish()).unwrap();
-    store(node, Item::Run { queue: queue(), run }).await;
-}
+use group::{
+    GROUP_UUID, Group, Way, closed_gate, create_topic, is_alone, is_paired, leader, log_options,
+    run, send, within,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn follower_that_was_away_gets_what_it_missed_from_the_segments() {
@@ -438,8 +64,9 @@ async fn isolated_node_does_not_raise_its_term() {
     within("its term", status.clone().wait_for(|status| status.term == term)).await.unwrap();
     group.set_links_of(isolated, Way::Cut);
     // Long enough for several elections, each of which would be seen.
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    assert_eq!(status.borrow().term, term);
+    let mut raised = status.clone();
+    let raised = raised.wait_for(|status| status.term != term);
+    assert!(tokio::time::timeout(Duration::from_secs(4), raised).await.is_err());
     assert!(nodes[leads].replica.raft_status().borrow().serving);
     group.set_links_of(isolated, Way::Open);
     send(&nodes[leads], 10).await;
@@ -499,6 +126,10 @@ async fn silent_peer_is_given_up_after_its_time() {
     proxy.way.send_replace(Way::Silent);
     send(&nodes[leads], 10).await;
     nodes[leads].until_mode(is_alone).await;
+    // With the witness it is a quorum: it goes on leading, for several election timeouts.
+    let mut status = nodes[leads].replica.raft_status();
+    let lapses = status.wait_for(|status| !status.serving);
+    assert!(tokio::time::timeout(Duration::from_secs(3), lapses).await.is_err());
     proxy.way.send_replace(Way::Open);
     nodes[leads].until_mode(is_paired).await;
     nodes[1 - leads].until_readable(1).await;
@@ -539,10 +170,15 @@ fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
     }
 }
 
+fn put_back(old: &std::path::Path, home: &std::path::Path) {
+    std::fs::remove_dir_all(home).unwrap();
+    copy_dir(old, home);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn follower_whose_log_went_back_is_replicated_to_again() {
+async fn follower_whose_log_went_back_is_named_and_replicated_to_again() {
     let group = Group::new(2, true).await;
-    let _witness = group.start_witness().await;
+    let witness = group.start_witness().await;
     let mut nodes = vec![group.start(0).await, group.start(1).await];
     let leads = leader(&nodes).await;
     let goes_back = 1 - leads;
@@ -559,15 +195,21 @@ async fn follower_whose_log_went_back_is_replicated_to_again() {
     nodes[leads].until_mode(is_paired).await;
     nodes[goes_back].until_readable(6).await;
     nodes.remove(goes_back).kill().await;
-    std::fs::remove_dir_all(&home).unwrap();
-    copy_dir(&old, &home);
+    put_back(&old, &home);
+
+    let mut gate = nodes[0].replica.gate();
+    let is_lost =
+        move |view: &GateView| view.gone.get(&(goes_back as u64 + 1)) == Some(&Gone::Lost);
+    let named = tokio::spawn(async move { gate.wait_for(is_lost).await.map(drop) });
     nodes.insert(goes_back, group.start(goes_back).await);
+    within("it to be named", named).await.unwrap().unwrap();
     send(&nodes[leads], 10).await;
     nodes[goes_back].until_readable(7).await;
     nodes[leads].until_mode(is_paired).await;
     for node in nodes {
         node.kill().await;
     }
+    witness.kill().await;
 }
 
 /// Its tail may be lost: with its vote, or its lead, so might what it had answered.
@@ -578,7 +220,7 @@ async fn node_that_lost_its_power_gives_no_vote_before_it_is_whole_again() {
         LogOptions { defer_syncs: true, boot_id, ..log_options() }
     };
     let group = Group::new(2, true).await;
-    let _witness = group.start_witness().await;
+    let witness = group.start_witness().await;
     let mut nodes =
         vec![group.start_on(0, deferring(1)).await, group.start_on(1, deferring(1)).await];
     let leads = leader(&nodes).await;
@@ -596,8 +238,7 @@ async fn node_that_lost_its_power_gives_no_vote_before_it_is_whole_again() {
     nodes[lost].until_readable(6).await;
     nodes.remove(lost).kill().await;
     nodes.remove(0).kill().await;
-    std::fs::remove_dir_all(&home).unwrap();
-    copy_dir(&old, &home);
+    put_back(&old, &home);
 
     let back = group.start_on(lost, deferring(2)).await;
     assert!(back.replica.own_state().fenced);
@@ -625,6 +266,170 @@ async fn node_that_lost_its_power_gives_no_vote_before_it_is_whole_again() {
     back.until_serving().await;
     back.until_readable(6).await;
     back.kill().await;
+    witness.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn witness_whose_log_went_back_is_named_and_counts_no_more() {
+    let group = Group::new(2, true).await;
+    let witness = group.start_witness().await;
+    let nodes = [group.start(0).await, group.start(1).await];
+    let leads = leader(&nodes).await;
+    create_topic(&nodes[leads]).await;
+    witness.until_has_all_of(&nodes[leads]).await;
+    witness.kill().await;
+    let (home, old) = (group.dir.path().join("2"), group.dir.path().join("old"));
+    copy_dir(&home, &old);
+    let witness = group.start_witness().await;
+    for _ in 0..5 {
+        send(&nodes[leads], 10).await;
+    }
+    witness.until_has_all_of(&nodes[leads]).await;
+    witness.kill().await;
+    put_back(&old, &home);
+
+    let witness = group.start_witness().await;
+    let mut gate = nodes[leads].replica.gate();
+    let named = gate.wait_for(|view| view.gone.get(&3) == Some(&Gone::Lost));
+    within("it to be named", named).await.unwrap();
+    within("it to know", witness.doubt.owed().wait_for(Option::is_some)).await.unwrap();
+    assert!(witness.doubt.reason().is_some_and(|reason| reason.contains("replace-witness")));
+    // The two data nodes go on, and it gets nothing.
+    let kept = witness.log.last();
+    send(&nodes[leads], 10).await;
+    nodes[1 - leads].until_readable(6).await;
+    assert_eq!(witness.log.last(), kept);
+    for node in nodes {
+        node.kill().await;
+    }
+    witness.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_that_hears_nobody_counts_as_none_and_disturbs_nobody_when_it_is_back() {
+    let group = Group::new(2, true).await;
+    let witness = group.start_witness().await;
+    let nodes = [group.start(0).await, group.start(1).await];
+    let leads = leader(&nodes).await;
+    create_topic(&nodes[leads]).await;
+    nodes[leads].until_mode(is_paired).await;
+    let (old, other) = (&nodes[leads].replica, &nodes[1 - leads]);
+    group.set_links_of(leads, Way::Silent);
+    let mut status = old.raft_status();
+    within("to count as none", status.wait_for(|status| status.leader.is_none())).await.unwrap();
+    assert!(!status.borrow().serving && !old.progress().leads);
+    let refused = within("an answer", old.propose(run(10), None)).await;
+    assert!(matches!(refused, Err(ProposeError::NotLeader { .. })), "{refused:?}");
+
+    other.until_serving().await;
+    let term = other.replica.raft_status().borrow().term;
+    send(other, 10).await;
+    group.set_links_of(leads, Way::Open);
+    let follows = status.wait_for(|status| status.term == term && status.leader.is_some());
+    within("to follow", follows).await.unwrap();
+    send(other, 10).await;
+    nodes[leads].until_readable(2).await;
+    let now = *other.replica.raft_status().borrow();
+    assert_eq!((now.term, now.serving), (term, true));
+    for node in nodes {
+        node.kill().await;
+    }
+    witness.kill().await;
+}
+
+/// A member that takes a stream of appends, answers nothing, and tells when it ended.
+#[derive(Debug)]
+struct Sink {
+    identity: MemberIdentity,
+    begun: tokio::sync::mpsc::UnboundedSender<CancellationToken>,
+}
+
+#[tonic::async_trait]
+impl Member for Sink {
+    fn identity(&self) -> &MemberIdentity {
+        &self.identity
+    }
+
+    fn append(
+        &self,
+        mut requests: Streaming<proto::AppendRequest>,
+    ) -> Responses<proto::AppendResponse> {
+        let ended = CancellationToken::new();
+        self.begun.send(ended.clone()).unwrap();
+        // Also where a reset of the stream ends it.
+        let ended = ended.drop_guard();
+        Box::pin(stream::once(async move {
+            let _ended = ended;
+            while let Ok(Some(_)) = requests.message().await {}
+            Err(Status::cancelled("it ended"))
+        }))
+    }
+
+    async fn pre_vote(&self, _: proto::VoteRequest) -> Result<proto::VoteResponse, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    async fn vote(&self, _: proto::VoteRequest) -> Result<proto::VoteResponse, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    async fn transfer_leadership(
+        &self,
+        _: proto::TransferLeadershipRequest,
+    ) -> Result<proto::TransferLeadershipResponse, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    async fn seed(&self, _: proto::SeedRequest) -> Result<proto::SeedResponse, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    async fn pull(&self, _: proto::PullRequest) -> Result<Responses<proto::PullResponse>, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    async fn entries(&self, _: proto::EntriesRequest) -> Result<proto::EntriesResponse, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    fn state(&self) -> proto::StateResponse {
+        proto::StateResponse::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_at_the_gate_ends_with_its_stream() {
+    let group = Group::new(1, true).await;
+    let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+    let sink = Arc::new(Sink { identity: Group::identity(1), begun });
+    let serving = group.serve(1, sink).await;
+    let (log, _) = Log::open(&group.path(0, "log"), log_options(), None).unwrap();
+    let mut links = Links::new(LinkParts {
+        identity: Group::identity(0),
+        role: Role::Data,
+        addresses: BTreeMap::new(),
+        heartbeat_interval: Duration::from_millis(100),
+        gating: closed_gate(),
+        giving: None,
+        doubt: Arc::new(Doubt::new(Role::Data, log)),
+    });
+    let address = group.node(1).address.clone();
+    let node = BrokerNode { name: "w".into(), address, role: Role::Witness };
+    let mut link = links.new_client(2, &node).await;
+    let entry = RaftEntry { log_id: LogId::new_term_index(1, 1), payload: EntryPayload::Blank };
+    let request = AppendEntriesRequest {
+        vote: RaftVote::new_committed(1, 1),
+        prev_log_id: None,
+        entries: vec![entry],
+        leader_commit: None,
+    };
+    let option = RPCOption::new(Duration::from_millis(100));
+    let answers = link.stream_append(stream::iter([request]), option).await.unwrap();
+    let ended = within("a stream", begins.recv()).await.unwrap();
+    assert!(!ended.is_cancelled());
+    drop(answers);
+    within("its end", ended.cancelled()).await;
+    serving.cancel();
 }
 
 #[tokio::test]

@@ -7,13 +7,15 @@ use std::sync::Arc;
 use drumlin_proto::native as proto;
 use futures::StreamExt;
 use openraft::async_runtime::WatchReceiver;
+use openraft::raft::StreamAppendError;
 use openraft::storage::{RaftStateMachine, Snapshot};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tonic::{Status, Streaming};
 
 use super::{Member, MemberIdentity, Responses};
-use crate::position::EntryId;
+use crate::position::{EntryId, EntryIndex, Term};
+use crate::replica::doubt::{Doubt, Owed};
 use crate::replica::fence::Fence;
 use crate::replica::membership::Role;
 use crate::replica::raft_types::TypeConfig;
@@ -55,14 +57,21 @@ pub(crate) struct MemberParts {
     pub(crate) trim_upto: Option<watch::Sender<Option<EntryId>>>,
     /// While closed, this member does not vote and takes no lead.
     pub(crate) fence: Fence,
+    /// The same while its log is known to lack what it had answered.
+    pub(crate) doubt: Arc<Doubt>,
     /// Told when a caller's stream of appends broke.
     pub(crate) broken: Arc<Notify>,
 }
 
 impl MemberParts {
-    pub(crate) fn new(identity: MemberIdentity, role: Role, state: StateProvider) -> Self {
+    pub(crate) fn new(
+        identity: MemberIdentity,
+        role: Role,
+        state: StateProvider,
+        doubt: Arc<Doubt>,
+    ) -> Self {
         let (fence, broken) = (Fence::default(), Arc::default());
-        Self { identity, role, state, seeding: None, trim_upto: None, fence, broken }
+        Self { identity, role, state, seeding: None, trim_upto: None, fence, doubt, broken }
     }
 }
 
@@ -119,6 +128,9 @@ impl<SM: RaftStateMachine<TypeConfig, SnapshotData = Manifest>> RaftMember<SM> {
     }
 
     fn check_fence(&self) -> Result<(), Status> {
+        if let Some(reason) = self.parts.doubt.reason() {
+            return Err(Status::unavailable(reason));
+        }
         if !self.parts.fence.is_closed() {
             return Ok(());
         }
@@ -132,8 +144,24 @@ impl<SM: RaftStateMachine<TypeConfig, SnapshotData = Manifest>> RaftMember<SM> {
     }
 }
 
-/// Permits of the requests that were fed and not answered yet, in their order.
-type Fed = Arc<Mutex<VecDeque<Option<OwnedSemaphorePermit>>>>;
+/// A request that was fed to Raft and is not answered yet.
+struct Fed {
+    _permit: Option<OwnedSemaphorePermit>,
+    term: Term,
+    /// What the log lacked when it came, though this leader was answered that it was there.
+    lacked: Option<Owed>,
+}
+
+/// In their order.
+type Unanswered = Arc<Mutex<VecDeque<Fed>>>;
+
+/// A witness that lost entries answers no appends any more.
+fn lost(doubt: &Doubt, role: Role) -> Result<(), Status> {
+    match doubt.reason() {
+        Some(reason) if role == Role::Witness => Err(Status::data_loss(reason)),
+        Some(_) | None => Ok(()),
+    }
+}
 
 fn request_bytes(request: &proto::AppendRequest) -> u32 {
     let entries = request.entries.iter();
@@ -154,13 +182,19 @@ impl<SM: RaftStateMachine<TypeConfig, SnapshotData = Manifest>> Member for RaftM
         &self,
         requests: Streaming<proto::AppendRequest>,
     ) -> Responses<proto::AppendResponse> {
-        let fed: Fed = Arc::default();
+        let fed: Unanswered = Arc::default();
         let (role, trim_upto) = (self.parts.role, self.parts.trim_upto.clone());
+        let doubt = Arc::clone(&self.parts.doubt);
+        if let Err(lost) = lost(&doubt, role) {
+            return Box::pin(futures::stream::once(std::future::ready(Err(lost))));
+        }
+        let asking = Arc::clone(&doubt);
         let (unanswered, feeding) = (Arc::clone(&self.unanswered), Arc::clone(&fed));
         let broken = Arc::clone(&self.parts.broken);
         let requests = requests.then(move |request| {
             let (unanswered, feeding) = (Arc::clone(&unanswered), Arc::clone(&feeding));
             let (trim_upto, broken) = (trim_upto.clone(), Arc::clone(&broken));
+            let doubt = Arc::clone(&asking);
             async move {
                 let request = request.inspect_err(|status| {
                     tracing::debug!(%status, "a stream of appends broke");
@@ -173,6 +207,11 @@ impl<SM: RaftStateMachine<TypeConfig, SnapshotData = Manifest>> Member for RaftM
                     bytes => Some(unanswered.acquire_many_owned(bytes).await.ok()?),
                 };
                 let trim = request.trim_upto.as_ref().map(wire::id_from_wire);
+                let term = request.vote.map_or(Term::ZERO, |vote| Term::new(vote.term));
+                let owed = Owed { term, end: EntryIndex::new(request.answered_end) };
+                // Looked at before Raft sees the request: if it takes it then, no newer leader has
+                // cut the log, and what is missing is lost.
+                let lacked = Some(owed).filter(|owed| doubt.is_short(*owed));
                 let request = wire::append_from_wire(request, role).inspect_err(|error| {
                     tracing::error!(%error, "entries of the leader cannot be used");
                 });
@@ -186,15 +225,25 @@ impl<SM: RaftStateMachine<TypeConfig, SnapshotData = Manifest>> Member for RaftM
                         rises
                     });
                 }
-                feeding.lock().push_back(permit);
+                feeding.lock().push_back(Fed { _permit: permit, term, lacked });
                 Some(request)
             }
         });
         let requests = requests.take_while(|request| std::future::ready(request.is_some()));
         let requests = requests.filter_map(std::future::ready);
         let answers = self.raft.stream_append(requests).map(move |answer| {
-            drop(fed.lock().pop_front());
-            answer.map(|answer| wire::appended_to_wire(&answer)).map_err(fatal)
+            let fed = fed.lock().pop_front();
+            let answer = answer.map_err(fatal)?;
+            if let Some(Fed { term, lacked, .. }) = fed
+                && !matches!(answer, Err(StreamAppendError::HigherVote(_)))
+            {
+                doubt.begin_term(term);
+                if let Some(owed) = lacked {
+                    doubt.raise(owed);
+                    lost(&doubt, role)?;
+                }
+            }
+            Ok(wire::appended_to_wire(&answer))
         });
         Box::pin(answers)
     }

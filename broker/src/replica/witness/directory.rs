@@ -1,5 +1,6 @@
 //! What lies in the directory of one witness: `identity` as in a data directory, `log/`,
-//! `committed`, and `applied` once something was trimmed. It is made as a whole or not at all.
+//! `committed`, `applied` once something was trimmed, and `lost` if it is not to be used any more. It
+//! is made as a whole or not at all.
 
 use std::fs;
 use std::io;
@@ -7,12 +8,15 @@ use std::path::{Path, PathBuf};
 
 use super::WitnessError;
 use crate::data_dir::{Bootstrap, Claim, Identity, read_identity, write_identity};
-use crate::disk::{Disk, RealDisk};
+use crate::disk::{Disk, RealDisk, replace_file};
 use crate::log::{Log, LogOptions};
+use crate::position::{EntryIndex, Term};
 
 const LOG: &str = "log";
 const VOTE: &str = "vote";
 const HINT: &str = "committed";
+/// There once a leader has found that entries are missing which it had been answered as synced.
+const LOST: &str = "lost";
 /// Ends the name of a directory that is not complete.
 const NEW_SUFFIX: &str = ".new";
 
@@ -48,6 +52,9 @@ pub(super) fn check(dir: &Path) -> Result<Identity, WitnessError> {
     let forgot = |what| WitnessError::Forgot { dir: dir.to_owned(), what };
     let io = |error| WitnessError::Io { dir: dir.to_owned(), error };
     let identity = read_identity(&RealDisk, dir)?.ok_or(forgot("its identity and its log"))?;
+    if dir.join(LOST).try_exists().map_err(io)? {
+        return Err(forgot("entries that it had answered as synced"));
+    }
     let vote = log_dir(dir).join(VOTE);
     if !vote.try_exists().map_err(io)? {
         return Err(forgot("the file of its votes"));
@@ -85,6 +92,13 @@ fn remove_incomplete(new: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => Ok(()),
     }
+}
+
+/// Notes that this witness lost what it had answered; durable on return. Blocks.
+pub(super) fn mark_lost(dir: &Path, term: Term, end: EntryIndex) -> Result<(), WitnessError> {
+    let text = format!("term {term}: answered entries below {end}, and does not have them\n");
+    replace_file(&RealDisk, dir, LOST, &[text.as_bytes()])
+        .map_err(|error| WitnessError::Io { dir: dir.to_owned(), error })
 }
 
 /// Takes a directory out of use under another name, which ends with `node_id`: of the witness that it

@@ -174,7 +174,8 @@ impl Witnesses {
             group_uuid: identity.group_uuid,
             node_id: identity.node_id,
         };
-        let mut parts = MemberParts::new(member, Role::Witness, state_of(&voter));
+        let mut parts =
+            MemberParts::new(member, Role::Witness, state_of(&voter), Arc::clone(voter.doubt()));
         parts.trim_upto = Some(voter.trim_upto().clone());
         let member = Arc::new(RaftMember::new(voter.raft().clone(), parts));
         let dir = voter.dir().to_owned();
@@ -235,7 +236,7 @@ impl Witnesses {
             return Ok(Some(identity.clone()));
         }
         let votes = match &*hosted.voter.lock().await {
-            Some(voter) => voter.votes().await,
+            Some(voter) => voter.doubt().reason().is_none() && voter.votes().await,
             None => true,
         };
         let succeeded = asked.bootstrap.succeeds.contains(&identity.group_uuid);

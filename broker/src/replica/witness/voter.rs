@@ -18,7 +18,9 @@ use crate::data_dir::Identity;
 use crate::fault::{Fault, injected};
 use crate::log::{Log, Vote};
 use crate::position::{EntryId, Term};
+use crate::replica::doubt::{Doubt, Owed};
 use crate::replica::log_store::LogStore;
+use crate::replica::membership::Role;
 
 /// The pace of the brokers: a voter that heard its leader within the longest election timeout
 /// votes for nobody else.
@@ -47,8 +49,9 @@ pub(super) struct Voter {
     log: Log,
     raft: WitnessRaft,
     trim_upto: watch::Sender<Option<EntryId>>,
+    doubt: Arc<Doubt>,
     stop: CancellationToken,
-    tasks: [JoinHandle<()>; 2],
+    tasks: [JoinHandle<()>; 3],
 }
 
 /// What was found on disk.
@@ -80,8 +83,10 @@ impl Voter {
         let (trim_upto, upto) = watch::channel(None);
         let trimming = Trimming { raft: raft.clone(), log: log.clone(), upto, stop: stop.clone() };
         let watching = report_end(raft.clone(), identity.clone(), stop.clone());
-        let tasks = [tokio::spawn(trimming.run()), tokio::spawn(watching)];
-        Ok(Self { dir, identity, log, raft, trim_upto, stop, tasks })
+        let doubt = Arc::new(Doubt::new(Role::Witness, log.clone()));
+        let keeping = keep_loss(dir.clone(), doubt.owed(), stop.clone());
+        let tasks = [tokio::spawn(trimming.run()), tokio::spawn(watching), tokio::spawn(keeping)];
+        Ok(Self { dir, identity, log, raft, trim_upto, doubt, stop, tasks })
     }
 
     pub(super) fn dir(&self) -> &Path {
@@ -103,6 +108,11 @@ impl Voter {
     /// Where what the leader's requests say of trimming goes.
     pub(super) fn trim_upto(&self) -> &watch::Sender<Option<EntryId>> {
         &self.trim_upto
+    }
+
+    /// Whether it lost what it had answered, so that it takes no part any more.
+    pub(super) fn doubt(&self) -> &Arc<Doubt> {
+        &self.doubt
     }
 
     /// Whether it votes, as far as it knows.
@@ -198,5 +208,18 @@ async fn report_end(raft: WitnessRaft, identity: Identity, stop: CancellationTok
             Some(Ok(())) => {}
             Some(Err(_)) | None => return,
         }
+    }
+}
+
+/// Keeps over restarts that this witness lost what it had answered.
+async fn keep_loss(dir: PathBuf, mut owed: watch::Receiver<Option<Owed>>, stop: CancellationToken) {
+    stop.run_until_cancelled(async { owed.wait_for(Option::is_some).await.is_ok() }).await;
+    // Also if it was told at the very end.
+    let Some(Owed { term, end }) = *owed.borrow() else { return };
+    let keeping = tokio::task::spawn_blocking(move || directory::mark_lost(&dir, term, end));
+    match keeping.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "that this witness lost entries is not kept"),
+        Err(error) => tracing::error!(%error, "that this witness lost entries is not kept"),
     }
 }

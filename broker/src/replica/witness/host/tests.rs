@@ -279,6 +279,54 @@ async fn witness_without_its_votes_stays_out_and_others_go_on() {
 }
 
 #[tokio::test]
+async fn witness_that_lost_what_it_answered_stays_out_until_it_is_replaced() {
+    let bench = Bench::new().await;
+    bench.adopt(adoption()).await.unwrap();
+    let heartbeat = proto::AppendRequest {
+        vote: Some(proto::PeerVote { term: 4, node: 1, committed: true }),
+        answered_end: 5,
+        ..proto::AppendRequest::default()
+    };
+    let request = called(Some(group_uuid()), futures::stream::iter([heartbeat]));
+    let mut answers = bench.client.clone().append(request).await.unwrap().into_inner();
+    let lost = answers.message().await.unwrap_err();
+    assert_eq!(lost.code(), Code::DataLoss, "{lost}");
+    let refused = bench.vote(group_uuid(), 5, 1).await.unwrap_err();
+    assert!(refused.message().contains("replace-witness"), "{refused}");
+
+    let bench = bench.restart().await;
+    assert_eq!(bench.host.groups(), []);
+    let refused = bench.adopt(adoption()).await.unwrap_err();
+    assert!(refused.message().contains("entries that it had answered"), "{refused}");
+    let member_ids = vec![1, 2, ID, 5];
+    bench.adopt(proto::AdoptRequest { node_id: 5, member_ids, ..adoption() }).await.unwrap();
+    assert_eq!(bench.probe("broker-a").await.node_id, 5);
+    let bench = bench.restart().await;
+    assert_eq!(bench.probe("broker-a").await.node_id, 5);
+    bench.down().await;
+}
+
+#[tokio::test]
+async fn heartbeats_that_owe_nothing_are_answered() {
+    let bench = Bench::new().await;
+    bench.adopt(adoption()).await.unwrap();
+    let vote = Some(proto::PeerVote { term: 4, node: 1, committed: true });
+    let heartbeat = proto::AppendRequest { vote, ..proto::AppendRequest::default() };
+    let of_an_older_leader = proto::AppendRequest {
+        vote: Some(proto::PeerVote { term: 3, node: 2, committed: true }),
+        answered_end: 5,
+        ..proto::AppendRequest::default()
+    };
+    for request in [heartbeat, of_an_older_leader] {
+        let request = called(Some(group_uuid()), futures::stream::iter([request]));
+        let mut answers = bench.client.clone().append(request).await.unwrap().into_inner();
+        assert!(answers.message().await.unwrap().is_some());
+    }
+    assert!(bench.vote(group_uuid(), 5, 1).await.is_ok());
+    bench.down().await;
+}
+
+#[tokio::test]
 async fn folder_is_one_process_s_alone() {
     let bench = Bench::new().await;
     assert!(matches!(open(bench.dir.path()).await, Err(WitnessError::Directory(_))));
