@@ -2,8 +2,9 @@
 //! whole directory went back to an older copy; but the leader remembers what was answered in its
 //! term, and says so with its heartbeats.
 //!
-//! A data node votes and campaigns again once its log reaches as far as it had. A witness does not:
-//! what it forgot may be a vote, so it must be replaced.
+//! A data node votes and campaigns again once its log reaches as far as it had; after a restart it is
+//! told again, for as long as that leader lives. A witness does not: what it forgot may be a vote,
+//! so it must be replaced.
 
 use tokio::sync::watch;
 
