@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use drumlin_tests::cluster::{Layout, PATIENCE};
+use anyhow::Result;
+use drumlin_tests::cluster::{Layout, PATIENCE, wait_for};
 use drumlin_tests::run::{cycles, suite};
 
 use super::{GOES_ON_WITHIN, IN_FAULT, limit};
@@ -30,8 +30,12 @@ async fn a_paused_leader_is_replaced_and_shows_nothing_new() -> Result<()> {
             run.ended("pause");
             println!("pause {cycle}: {leader}, then {next} led");
             run.recover().await?;
-            let seen = run.cluster.look(&leader).await?;
-            ensure!(seen.term >= term, "{leader} goes on in term {}, not {term}", seen.term);
+            // Its figures may be from the moment when it woke.
+            let what = format!("{leader} goes on in a term before {term}");
+            wait_for(&what, PATIENCE, async || {
+                Ok((run.cluster.look(&leader).await?.term >= term).then_some(()))
+            })
+            .await?;
         }
         run.planned("pause", cycles);
         run.plan.leader_changes_min = cycles;
