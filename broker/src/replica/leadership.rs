@@ -104,6 +104,9 @@ impl Leadership {
             }
             if stall.since(now) > 2 * self.election_timeout {
                 self.leave_stalled(stall.since(now)).await;
+                if replica.shared.ended.borrow().is_some() {
+                    return;
+                }
                 stall = Stall::default();
                 continue;
             }

@@ -3,10 +3,8 @@
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::{Bound, RangeBounds};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,6 +14,7 @@ use openraft::{OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::committed_hint::CommittedHint;
 use super::gate::Mode;
 use super::raft_types::{
     LogId, RaftEntry, RaftVote, TypeConfig, entry_id, log_id, log_vote, raft_vote, to_log, to_raft,
@@ -168,8 +167,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         if let Some(committed) = &committed {
             self.gates.committed(EntryIndex::new(committed.index));
+            self.hint.write(entry_id(committed));
         }
-        self.hint.write(committed.as_ref().map(entry_id))
+        Ok(())
     }
 
     /// The hint may have outrun the durable log: it is clamped to what is there.
@@ -330,66 +330,6 @@ fn mode_of(at: EntryIndex, kind: EntryKind) -> Option<(EntryIndex, Mode)> {
         EntryKind::Alone => Some((at, Mode::Alone { at })),
         EntryKind::Paired => Some((at, Mode::Paired)),
         EntryKind::Blank | EntryKind::Membership | EntryKind::Batch => None,
-    }
-}
-
-/// How far the log was committed when last heard of: 24 bytes, never synced, only a hint.
-#[derive(Debug)]
-struct CommittedHint {
-    file: File,
-}
-
-/// The committed index that a file of this kind names, if it names one.
-pub(crate) fn committed_hint(path: &Path) -> io::Result<Option<EntryIndex>> {
-    match File::open(path) {
-        Ok(file) => Ok(CommittedHint { file }.read()?.map(|id| id.index)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-const HINT_BYTES: usize = 24;
-const HINT_VERSION: u32 = 1;
-
-impl CommittedHint {
-    fn open(path: &Path) -> io::Result<Self> {
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        Ok(Self { file })
-    }
-
-    fn write(&self, committed: Option<EntryId>) -> io::Result<()> {
-        let Some(id) = committed else { return Ok(()) };
-        let mut bytes = [0; HINT_BYTES];
-        bytes[..8].copy_from_slice(&id.index.get().to_le_bytes());
-        bytes[8..16].copy_from_slice(&id.term.get().to_le_bytes());
-        bytes[16..20].copy_from_slice(&HINT_VERSION.to_le_bytes());
-        let crc = crc32fast::hash(&bytes[..20]);
-        bytes[20..].copy_from_slice(&crc.to_le_bytes());
-        match self.file.write_all_at(&bytes, 0) {
-            // Only a hint: a full disk must not stop Raft.
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => Ok(()),
-            result => result,
-        }
-    }
-
-    /// `None` if there is none or it is torn.
-    fn read(&self) -> io::Result<Option<EntryId>> {
-        let mut bytes = [0; HINT_BYTES];
-        match self.file.read_exact_at(&mut bytes, 0) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-            result => result?,
-        }
-        let word = |at: usize| {
-            u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes of twenty-four"))
-        };
-        let half = |at: usize| {
-            u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes of twenty-four"))
-        };
-        if half(16) != HINT_VERSION || half(20) != crc32fast::hash(&bytes[..20]) {
-            return Ok(None);
-        }
-        Ok(Some(EntryId { term: Term::new(word(8)), index: EntryIndex::new(word(0)) }))
     }
 }
 

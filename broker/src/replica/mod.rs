@@ -39,6 +39,7 @@ pub mod witness;
 
 mod checkpointing;
 mod clock_source;
+mod committed_hint;
 mod digests;
 mod doubt;
 mod fence;
@@ -61,11 +62,11 @@ mod wire;
 
 use checkpointing::Checkpoints;
 use clock_source::ClockSource;
+pub(crate) use committed_hint::committed_hint;
 use digests::Digests;
 use doubt::Doubt;
 use fence::Fence;
 use gate::GateView;
-pub(crate) use log_store::committed_hint;
 use membership::BrokerNode;
 use own_state::OwnState;
 use peer_service::Member;

@@ -220,10 +220,16 @@ async fn torn_hint_counts_as_none() {
     assert_eq!(store.read_committed().await.unwrap(), None);
     store.save_committed(Some(LogId::new_term_index(1, 0))).await.unwrap();
     let path = dir.path().join("committed");
-    let mut bytes = std::fs::read(&path).unwrap();
+    let mut bytes = Vec::new();
+    while bytes.len() < 24 {
+        std::thread::yield_now();
+        bytes = std::fs::read(&path).unwrap();
+    }
+    let mut again = LogStore::new(store.log.clone(), &path, None).unwrap();
+    assert_eq!(again.read_committed().await.unwrap(), Some(LogId::new_term_index(1, 0)));
     bytes[3] ^= 1;
     std::fs::write(&path, bytes).unwrap();
-    assert_eq!(store.read_committed().await.unwrap(), None);
+    assert_eq!(again.read_committed().await.unwrap(), None);
 }
 
 #[tokio::test]
