@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::segment::Segment;
 use super::storage::copy_error;
-use super::writer::UNSYNCED_BYTES_MAX;
+use super::unsynced::UNSYNCED_BYTES_MAX;
 use super::{Flushed, Vote};
 use crate::entry::Entry;
 use crate::position::{EntryIndex, LogOffset, Term};
@@ -117,4 +117,27 @@ pub(super) fn refuse(command: Command, error: &io::Error) {
         }
         Command::Cut(_) | Command::Close => {}
     }
+}
+
+/// The log is closed, so nothing more is queued, and nobody may be left waiting.
+pub(super) fn refuse_all(commands: &Receiver<Command>) {
+    while let Ok(command) = commands.try_recv() {
+        refuse(command, &closed());
+    }
+}
+
+pub(super) fn closed() -> io::Error {
+    io::Error::other("the log is closed")
+}
+
+/// Tells who waits what became of it; a failure is the writer's too.
+pub(super) fn answer(
+    done: oneshot::Sender<io::Result<()>>,
+    result: io::Result<()>,
+) -> io::Result<()> {
+    let failed = result.as_ref().err().map(copy_error);
+    if done.send(result).is_err() {
+        tracing::debug!("nobody waits for the sync any more");
+    }
+    failed.map_or(Ok(()), Err)
 }

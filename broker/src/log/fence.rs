@@ -2,7 +2,15 @@
 //! deferred, and the machine, or the disk, was gone before they were made up for. Such a node must
 //! not vote, nor lead, until another one has given it all of it again.
 
+use std::io;
+
 use super::vote::Local;
+
+/// Which boot of the machine this is.
+pub(super) fn boot_id() -> io::Result<uuid::Uuid> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    uuid::Uuid::parse_str(text.trim()).map_err(io::Error::other)
+}
 
 /// What a start finds.
 #[derive(Clone, Copy, Debug)]

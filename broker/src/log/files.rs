@@ -3,10 +3,13 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::LogOptions;
+use super::published::Published;
 use super::segment::{HEADER_BYTES, Segment, SegmentHeader, parse_file_name};
 use super::storage::{Space, Storage, fill_zeros, is_full, sync_result, write_all_at};
 use super::writer::Active;
@@ -20,6 +23,8 @@ const POOL_SUFFIX: &str = ".pool";
 const PREPARED_FILE: &str = "prepared.tmp";
 /// Recycled files that wait for use; more are not worth their space.
 const POOL_FILES_MAX: usize = 2;
+/// Pause between two tries on a full disk.
+const FULL_RETRY: Duration = Duration::from_millis(50);
 /// A small disk is not given away as reserve: at most this part of it.
 const RESERVE_PART: u64 = 16;
 
@@ -224,6 +229,32 @@ impl Files {
                 }
                 result => return result,
             }
+        }
+    }
+
+    /// Repeats an operation until the disk has space for it, and says meanwhile that it has none.
+    /// Other errors pass; so does this one once the log is being closed.
+    pub(super) fn until_space<T>(
+        &self,
+        published: &Published,
+        closing: &AtomicBool,
+        mut operation: impl FnMut() -> io::Result<T>,
+    ) -> io::Result<T> {
+        loop {
+            let error = match operation() {
+                Err(error) if is_full(&error) => error,
+                result => return result,
+            };
+            if !published.disk_full.send_replace(true) {
+                tracing::warn!("the disk is full: nothing is lost, writes wait for space");
+            }
+            if self.free_reserve()? {
+                continue;
+            }
+            if closing.load(Ordering::Acquire) {
+                return Err(error);
+            }
+            std::thread::sleep(FULL_RETRY);
         }
     }
 

@@ -27,6 +27,7 @@ mod storage;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod unsynced;
 mod vote;
 mod writer;
 
@@ -236,7 +237,7 @@ impl Log {
         mark: Option<CheckpointMark>,
     ) -> Result<(Self, RecoveryReport), OpenError> {
         if options.boot_id.is_nil() {
-            options.boot_id = boot_id()?;
+            options.boot_id = fence::boot_id()?;
         }
         Self::open_with(Arc::new(Directory::open(dir)?), options, mark)
     }
@@ -594,9 +595,4 @@ impl Drop for CloseOnPanic {
             self.0.close("its writer panicked");
         }
     }
-}
-
-fn boot_id() -> io::Result<uuid::Uuid> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-    uuid::Uuid::parse_str(text.trim()).map_err(io::Error::other)
 }

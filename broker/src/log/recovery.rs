@@ -14,8 +14,9 @@ use super::segment::{
     FRAME_BYTES_MAX, HEADER, HEADER_BYTES, Segment, SegmentError, SegmentHeader, parse_file_name,
 };
 use super::storage::{Storage, StorageFile, read_full_at};
+use super::unsynced::UNSYNCED_BYTES_MAX;
 use super::vote::{Local, load_local, load_vote, write_local};
-use super::writer::{Active, Start, UNSYNCED_BYTES_MAX};
+use super::writer::{Active, Start};
 use super::{CheckpointMark, LogOptions, OpenError, RecoveryReport, Vote};
 use crate::entry::FrameKey;
 use crate::position::{EntryId, EntryIndex, Term};

@@ -6,35 +6,28 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use tokio::sync::oneshot;
 
-use super::commands::{Command, Cut, Waiting, drain, refuse};
+use super::commands::{Command, Cut, Waiting, answer, closed, drain, refuse, refuse_all};
 use super::files::{Files, NewSegment};
 use super::prepare::Ahead;
 use super::published::{End, Published};
 use super::quarantine;
 use super::segment::{HEADER_BYTES, Segment};
 use super::slots::Slots;
-use super::storage::{StorageFile, copy_error, is_full, write_all_at};
+use super::storage::{StorageFile, copy_error, write_all_at};
+use super::unsynced::Unsynced;
 use super::vote::{Local, write_local, write_vote};
 use super::{LogOptions, Vote};
-use crate::entry::{ALIGN_BYTES, Entry, EntryKind, FrameHeader, FrameKey};
+use crate::entry::{ALIGN_BYTES, Entry, FrameHeader, FrameKey};
 use crate::fault::{Fault, injected};
 use crate::position::{EntryIndex, LogOffset, Term};
 
 /// One `pwrite`; larger ones are slower through the page cache.
 const BLOCK_BYTES: usize = 256 << 10;
-/// What may be written and not synced; bounds recovery's search behind a hole.
-pub(super) const UNSYNCED_BYTES_MAX: u64 = 32 << 20;
-/// What is written and settled and not synced, where syncs are deferred: in bytes, and in time.
-const DEFERRED_BYTES_MAX: u64 = 8 << 20;
-const DEFERRED_MAX: Duration = Duration::from_millis(500);
-/// Pause between two tries on a full disk.
-const FULL_RETRY: Duration = Duration::from_millis(50);
 /// How often the reserve is tried to be put back.
 const RESERVE_RETRY: Duration = Duration::from_millis(500);
 
@@ -76,11 +69,7 @@ pub(super) struct Writer {
     /// Frames not yet given to the file, which go to `block_at`.
     block: Vec<u8>,
     block_at: u64,
-    unsynced_bytes: u64,
-    /// When the first of them was encoded.
-    unsynced_since: Option<Instant>,
-    /// Something among them is never deferred.
-    must_sync: bool,
+    unsynced: Unsynced,
     waiting: Vec<Waiting>,
     vote_slots: Slots,
     local_slots: Slots,
@@ -126,9 +115,7 @@ impl Writer {
             next_incarnation: start.next_incarnation,
             block: Vec::with_capacity(BLOCK_BYTES),
             block_at,
-            unsynced_bytes: 0,
-            unsynced_since: None,
-            must_sync: false,
+            unsynced: Unsynced::default(),
             waiting: Vec::new(),
             vote_slots: start.vote_slots,
             local_slots: start.local_slots,
@@ -188,8 +175,7 @@ impl Writer {
     fn pause(&self) -> Duration {
         let full = *self.published.disk_full.borrow();
         let pause = if full { RESERVE_RETRY } else { Duration::from_secs(3600) };
-        let until_sync = self.unsynced_since.map(|at| DEFERRED_MAX.saturating_sub(at.elapsed()));
-        until_sync.map_or(pause, |until| until.min(pause))
+        self.unsynced.until_due(Instant::now()).map_or(pause, |until| until.min(pause))
     }
 
     /// Writes a group and syncs it once, or a little later, then completes everyone in order.
@@ -274,7 +260,7 @@ impl Writer {
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
         }
         let frame_bytes = entry.frame_bytes();
-        if self.unsynced_bytes > 0 && self.unsynced_bytes + frame_bytes > UNSYNCED_BYTES_MAX {
+        if !self.unsynced.has_room(frame_bytes) {
             self.sync()?;
         }
         let at = self.block_at + self.block.len() as u64;
@@ -290,9 +276,7 @@ impl Writer {
         let padding = frame_bytes - header_and_payload_bytes(entry);
         let padding = usize::try_from(padding).expect("less than the alignment");
         self.push_bytes(&[0; ALIGN_BYTES][..padding])?;
-        self.unsynced_bytes += frame_bytes;
-        self.unsynced_since.get_or_insert_with(Instant::now);
-        self.must_sync |= never_deferred(entry.kind);
+        self.unsynced.add(entry.kind, frame_bytes, Instant::now());
         self.last_term = entry.id.term;
         self.end =
             End { index: self.end.index.next(), position: self.end.position.advance(frame_bytes) };
@@ -331,7 +315,7 @@ impl Writer {
     /// Makes all that was encoded durable.
     fn sync(&mut self) -> io::Result<()> {
         self.write_block()?;
-        if self.unsynced_bytes == 0 {
+        if self.unsynced.is_empty() {
             return Ok(());
         }
         if injected(Fault::AckBeforeSync) {
@@ -346,10 +330,8 @@ impl Writer {
         let metrics = &self.published.metrics;
         metrics.fsync_seconds.observe(begun.elapsed().as_secs_f64());
         #[allow(clippy::cast_precision_loss, reason = "a histogram needs no more")]
-        metrics.fsync_bytes.observe(self.unsynced_bytes as f64);
-        self.unsynced_bytes = 0;
-        self.unsynced_since = None;
-        self.must_sync = false;
+        metrics.fsync_bytes.observe(self.unsynced.bytes() as f64);
+        self.unsynced = Unsynced::default();
         assert!(
             self.end.index >= self.synced.index,
             "synced up to {} and written up to {}",
@@ -364,7 +346,7 @@ impl Writer {
     /// Writes what was encoded, syncs it unless that may wait, publishes it, and calls everyone who
     /// waited for it.
     fn complete(&mut self) -> io::Result<()> {
-        if self.options.defer_syncs && !self.must_sync {
+        if self.options.defer_syncs && self.unsynced.may_wait() {
             self.write_block()?;
             self.active.segment.set_end_at(self.block_at);
         } else {
@@ -392,8 +374,7 @@ impl Writer {
 
     /// Makes up for what was deferred, once that is much, or long ago.
     fn sync_deferred(&mut self) -> io::Result<()> {
-        let is_long = self.unsynced_since.is_some_and(|at| at.elapsed() >= DEFERRED_MAX);
-        if self.unsynced_bytes < DEFERRED_BYTES_MAX && !is_long {
+        if !self.unsynced.is_due(Instant::now()) {
             return Ok(());
         }
         self.sync()?;
@@ -549,10 +530,10 @@ impl Writer {
     }
 
     fn save_vote(&mut self, vote: Vote) -> io::Result<()> {
-        assert!(self.unsynced_bytes == 0, "a vote goes behind what was queued before it");
+        assert!(self.unsynced.is_empty(), "a vote goes behind what was queued before it");
         let slots = &mut self.vote_slots;
         let closing = &self.closing;
-        retry_full(&self.files, &self.published, closing, || write_vote(slots, vote))?;
+        self.files.until_space(&self.published, closing, || write_vote(slots, vote))?;
         self.vote_slots.sync()?;
         self.published.view.lock().vote = Some(vote);
         Ok(())
@@ -569,12 +550,12 @@ impl Writer {
         };
         let (slots, local) = (&mut self.local_slots, self.local);
         let closing = &self.closing;
-        retry_full(&self.files, &self.published, closing, || write_local(slots, &local))?;
+        self.files.until_space(&self.published, closing, || write_local(slots, &local))?;
         self.local_slots.sync()
     }
 
     fn with_space<T>(&self, operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-        retry_full(&self.files, &self.published, &self.closing, operation)
+        self.files.until_space(&self.published, &self.closing, operation)
     }
 
     /// Takes the reserve's space back once there is enough, which ends the full state.
@@ -596,57 +577,4 @@ impl Writer {
 
 fn header_and_payload_bytes(entry: &Entry) -> u64 {
     (crate::entry::FRAME_HEADER_BYTES + entry.payload.len()) as u64
-}
-
-fn closed() -> io::Error {
-    io::Error::other("the log is closed")
-}
-
-/// The log is closed, so nothing more is queued, and nobody may be left waiting.
-fn refuse_all(commands: &Receiver<Command>) {
-    while let Ok(command) = commands.try_recv() {
-        refuse(command, &closed());
-    }
-}
-
-/// Tells who waits what became of it; a failure is the writer's too.
-fn answer(done: oneshot::Sender<io::Result<()>>, result: io::Result<()>) -> io::Result<()> {
-    let failed = result.as_ref().err().map(copy_error);
-    if done.send(result).is_err() {
-        tracing::debug!("nobody waits for the sync any more");
-    }
-    failed.map_or(Ok(()), Err)
-}
-
-/// What Raft and the gate decide by, so that a lost tail cannot take it back.
-fn never_deferred(kind: EntryKind) -> bool {
-    match kind {
-        EntryKind::Membership | EntryKind::Paired | EntryKind::Alone => true,
-        EntryKind::Blank | EntryKind::Batch => false,
-    }
-}
-
-/// Repeats an operation until the disk has space for it. Other errors pass.
-fn retry_full<T>(
-    files: &Files,
-    published: &Published,
-    closing: &AtomicBool,
-    mut operation: impl FnMut() -> io::Result<T>,
-) -> io::Result<T> {
-    loop {
-        let error = match operation() {
-            Err(error) if is_full(&error) => error,
-            result => return result,
-        };
-        if !published.disk_full.send_replace(true) {
-            tracing::warn!("the disk is full: nothing is lost, writes wait for space");
-        }
-        if files.free_reserve()? {
-            continue;
-        }
-        if closing.load(Ordering::Acquire) {
-            return Err(error);
-        }
-        std::thread::sleep(FULL_RETRY);
-    }
 }
