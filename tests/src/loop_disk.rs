@@ -2,8 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+
+/// How long a dead file system may still be held by what is ending.
+const REMOUNT_LIMIT: Duration = Duration::from_secs(10);
 
 /// An ext4 file system in an image, mounted below a temporary folder; unmounted when dropped.
 #[derive(Debug)]
@@ -61,10 +65,21 @@ impl LoopDisk {
         Ok(Frozen { mount_point: self.mount_point.clone() })
     }
 
-    /// Mounts what is left after [`LoopDisk::cut_power`]. Nothing may run on it any more.
+    /// Mounts what is left after [`LoopDisk::cut_power`]. Nothing may run on it any more; but the
+    /// mount namespace of what did may go a moment later than its process, and until then the same
+    /// dead file system would be mounted again.
     pub fn remount(&mut self) -> Result<()> {
-        self.unmount()?;
-        self.mount()
+        let deadline = Instant::now() + REMOUNT_LIMIT;
+        loop {
+            self.unmount()?;
+            self.mount()?;
+            let probe = self.mount_point.join("probe");
+            match std::fs::File::create(&probe).and_then(|_| std::fs::remove_file(&probe)) {
+                Ok(()) => return Ok(()),
+                Err(error) if Instant::now() >= deadline => return Err(error.into()),
+                Err(_) => std::thread::yield_now(),
+            }
+        }
     }
 
     fn mount(&mut self) -> Result<()> {
