@@ -140,10 +140,8 @@ impl Link {
         self.retry_at = Some(Instant::now() + pause);
         match &error {
             LinkError::Refused { .. } => self.gating().refused(self.target),
-            LinkError::LostWitness { .. } => {
-                if self.gating().lost(self.target) {
-                    tracing::error!(%error, "{LOST}");
-                }
+            LinkError::LostWitness { .. } if self.gating().lost(self.target) => {
+                tracing::error!(%error, "{LOST}");
             }
             _ => {}
         }
