@@ -41,7 +41,7 @@ async fn leads(run: &Run, name: &str) -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leadership_goes_where_it_is_sent_and_comes_back_after_a_restart() -> Result<()> {
     suite("leadership", &Layout::one_group(), limit(2), async |run| {
-        leads(&run, FIRST).await?;
+        leads(run, FIRST).await?;
         operator(&run.cluster, &["transfer", GROUP, "--to", WITNESS])
             .await?
             .refusal(6, "no data node")?;
@@ -63,12 +63,12 @@ async fn leadership_goes_where_it_is_sent_and_comes_back_after_a_restart() -> Re
         // Restarted, it is as any other that is preferred.
         run.cluster.stop(FIRST, PATIENCE).await?;
         run.cluster.start_node(FIRST)?;
-        leads(&run, FIRST).await?;
+        leads(run, FIRST).await?;
         run.recover().await?;
 
         run.began("stop", Some(GROUP), Some(GOES_ON_WITHIN));
         run.cluster.stop(FIRST, PATIENCE).await?;
-        leads(&run, SECOND).await?;
+        leads(run, SECOND).await?;
         run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
         run.ended("stop");
         let log = run.cluster.log_text(FIRST)?;
@@ -103,28 +103,28 @@ async fn an_unsafe_election_gives_up_what_it_says_and_nothing_else() -> Result<(
             let sent = sender.send(GIVEN_UP, 0, &format!("given-up-{number}"), 10).await;
             ensure!(matches!(sent, Sent::Stored { degraded: true, .. }), "{sent:?}");
         }
-        let running = elect(&run, &old, &["--unsafe", "--yes"]).await?;
+        let running = elect(run, &old, &["--unsafe", "--yes"]).await?;
         running.refusal(1, "in use by process")?;
-        let reached = elect(&run, &elected, &["--unsafe", "--yes"]).await?;
+        let reached = elect(run, &elected, &["--unsafe", "--yes"]).await?;
         reached.refusal(6, "has a leader")?;
         // Between the two only: the leader and its witness go on.
         run.cluster.link_between(&elected, &old, Purpose::Peer)?.cut();
-        let heard = elect(&run, &elected, &["--unsafe", "--yes"]).await?;
+        let heard = elect(run, &elected, &["--unsafe", "--yes"]).await?;
         heard.refusal(6, "nameserver-0 hears a leader")?;
         run.cluster.kill(&old)?;
 
-        elect(&run, &elected, &["--yes"]).await?.refusal(2, "--unsafe")?;
-        elect(&run, &elected, &["--unsafe", "--yes", "--check-config"]).await?.success()?;
-        elect(&run, &elected, &["--unsafe"]).await?.refusal(6, "GIVEN UP: ")?;
-        let told = elect(&run, &elected, &["--unsafe", "--yes"]).await?.success()?;
+        elect(run, &elected, &["--yes"]).await?.refusal(2, "--unsafe")?;
+        elect(run, &elected, &["--unsafe", "--yes", "--check-config"]).await?.success()?;
+        elect(run, &elected, &["--unsafe"]).await?.refusal(6, "GIVEN UP: ")?;
+        let told = elect(run, &elected, &["--unsafe", "--yes"]).await?.success()?;
         let lacking = told.data["lacking_entries"].as_u64().context("who knows it")?;
         // The sends, and the entry that says that the leader went on alone.
         ensure!(lacking > GIVEN_UP_COUNT, "{}", told.data);
         let own_end = told.data["first_index_of_its_own"].as_u64().context("an end")?;
-        elect(&run, &elected, &["--unsafe", "--yes"]).await?.refusal(6, "only voter")?;
+        elect(run, &elected, &["--unsafe", "--yes"]).await?.refusal(6, "only voter")?;
         run.cluster.start_node(&elected)?;
         run.cluster.open_links();
-        leads(&run, &elected).await?;
+        leads(run, &elected).await?;
         run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
         run.ended("election by hand");
 
