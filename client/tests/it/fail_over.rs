@@ -266,13 +266,10 @@ async fn a_message_group_moves_with_its_queue_and_keeps_its_order() {
     let on_b =
         |group: &String| place_of_message_group(group, &[1, 1]).map(|(share, _)| share) == Some(1);
     let group = (0..).map(|n| format!("g{n}")).find(on_b).expect("one of many");
-    let send = async |n: u32| {
-        let message = Message::new("t", n.to_string()).message_group(&group);
-        producer.enqueue(message).await.unwrap()
-    };
+    let message = |n: u32| Message::new("t", n.to_string()).message_group(&group);
     let mut acks = Vec::new();
     for n in 0..50 {
-        acks.push(send(n).await);
+        acks.push(producer.enqueue(message(n)).await.unwrap());
     }
     // Refused at least once, so that runs are on their way back.
     while cluster.leaders[0].asked.load(Ordering::Relaxed) == 0 {
@@ -280,7 +277,7 @@ async fn a_message_group_moves_with_its_queue_and_keeps_its_order() {
     }
     cluster.leaders[0].route.send_replace(Some(whole));
     for n in 50..100 {
-        acks.push(send(n).await);
+        acks.push(producer.enqueue(message(n)).await.unwrap());
     }
     for ack in acks {
         assert_eq!(&*within(ack).await.unwrap().broker_group, "b");
