@@ -12,6 +12,8 @@ pub mod entry;
 pub mod fault;
 mod feature_level;
 pub mod filter;
+#[cfg(test)]
+mod free_ports;
 pub mod group;
 pub mod item;
 pub mod log;

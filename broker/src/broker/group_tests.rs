@@ -10,6 +10,7 @@ use super::*;
 use crate::command::{Command, Outcome, TopicType};
 use crate::config::{Flush, ListenerConfig, NodeAddress};
 use crate::data_dir::{Claim, Found};
+use crate::free_ports::free_address;
 use crate::log::{Log, LogOptions};
 use crate::replica::changing::ChangeError;
 use crate::replica::elect::{Candidate, ElectError};
@@ -25,12 +26,9 @@ struct Group {
 
 impl Group {
     fn new(node_count: usize) -> Self {
-        // All held at once, so that no port is given twice.
-        let listeners: Vec<_> =
-            (0..node_count).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let nodes = listeners.iter().enumerate().map(|(number, listener)| NodeAddress {
+        let nodes = (0..node_count).map(|number| NodeAddress {
             name: format!("broker-a-{number}"),
-            address: listener.local_addr().unwrap().to_string(),
+            address: free_address(),
         });
         Self { dir: tempfile::tempdir().unwrap(), nodes: nodes.collect() }
     }

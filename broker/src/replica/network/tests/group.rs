@@ -8,6 +8,7 @@ use std::time::Duration;
 use drumlin_proto::ids::{BrokerGroupName, QueueId, QueueKey, TopicId, TopicName};
 use drumlin_proto::native as proto;
 use drumlin_proto::record::{RecordFields, Run, RunBuilder};
+use openraft::async_runtime::WatchReceiver;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -25,6 +26,7 @@ use crate::command::{Command, TopicType};
 use crate::config::{Config, NodeAddress};
 use crate::data_dir::Identity;
 use crate::disk::RealDisk;
+use crate::free_ports::free_address;
 use crate::log::{Log, LogOptions};
 use crate::replica::bootstrap::Plan;
 use crate::replica::checkpoint::Checkpointer;
@@ -159,17 +161,8 @@ pub(super) struct Group {
 impl Group {
     pub(super) async fn new(data_count: usize, has_witness: bool) -> Self {
         let member_count = data_count + usize::from(has_witness);
-        let held: Vec<_> = (0..member_count)
-            .map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
-        let mut nodes: Vec<_> = held
-            .iter()
-            .enumerate()
-            .map(|(number, held)| NodeAddress {
-                name: format!("a-{number}"),
-                address: held.local_addr().unwrap().to_string(),
-            })
-            .collect();
+        let node = |number| NodeAddress { name: format!("a-{number}"), address: free_address() };
+        let mut nodes: Vec<_> = (0..member_count).map(node).collect();
         let mut links = BTreeMap::new();
         for from in 0..data_count {
             for to in (0..member_count).filter(|to| *to != from) {
@@ -433,12 +426,15 @@ impl Witness {
         tokio::task::spawn_blocking(move || self.log.close()).await.unwrap();
     }
 
-    /// Waits until its log reaches as far as the leader's.
+    /// Waits until its log reaches as far as the leader's, and the leader was told so.
     pub(super) async fn until_has_all_of(&self, leader: &DataNode) {
-        let last = leader.replica.log().last();
-        let mut durable = self.log.durable_end();
-        let end = last.map(|id| id.index.next());
-        let reached = durable.wait_for(|durable| Some(durable.index) >= end);
-        within("the witness to have all", reached).await.unwrap();
+        let last = leader.replica.log().last().map(|id| id.index.get());
+        let id = *self.raft.node_id();
+        let mut told = leader.replica.shared.raft.metrics();
+        let told = told.wait_until(|metrics| {
+            let matched = metrics.replication.as_ref().and_then(|all| all.get(&id).copied());
+            matched.flatten().map(|id| id.index) >= last
+        });
+        within("the witness to have all", told).await.unwrap();
     }
 }
