@@ -328,7 +328,7 @@ impl Direction<'_> {
         let mut chunk = vec![0; 64 << 10];
         let mut ended = false;
         loop {
-            let mode = self.mode_now(from.as_ref()).await?;
+            self.passable(from.as_ref()).await?;
             if ended && held.is_empty() {
                 return to.shutdown().await;
             }
@@ -338,8 +338,11 @@ impl Direction<'_> {
                 read = from.read(&mut chunk), if !ended && held_bytes < HELD_BYTES_MAX => {
                     let count = read?;
                     ended = count == 0;
+                    // As it is now: these bytes may have been sent after a change that is not seen yet.
+                    let mode = (self.mode)(&self.state.borrow());
                     let arrives = arrival(mode, count, held.back().map(|(due, _)| *due));
                     if count > 0 {
+                        add(self.held_back, usize::from(mode == Mode::Blackhole));
                         add(self.late, usize::from(arrives > Instant::now()));
                         held_bytes += count;
                         held.push_back((arrives, Bytes::copy_from_slice(&chunk[..count])));
@@ -363,16 +366,15 @@ impl Direction<'_> {
     }
 
     /// Waits while nothing may pass.
-    async fn mode_now(&mut self, from: &TcpStream) -> io::Result<Mode> {
+    async fn passable(&mut self, from: &TcpStream) -> io::Result<()> {
         let mut counted = false;
         loop {
             let state = *self.state.borrow_and_update();
             if state.cut || state.resets != self.born.resets {
                 return Err(io::ErrorKind::ConnectionReset.into());
             }
-            let mode = (self.mode)(&state);
-            if mode != Mode::Blackhole && state.forgotten == self.born.forgotten {
-                return Ok(mode);
+            if (self.mode)(&state) != Mode::Blackhole && state.forgotten == self.born.forgotten {
+                return Ok(());
             }
             tokio::select! {
                 changed = self.state.changed() => changed.map_err(io::Error::other)?,
