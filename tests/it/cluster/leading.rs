@@ -50,6 +50,8 @@ async fn leadership_goes_where_it_is_sent_and_comes_back_after_a_restart() -> Re
         let told = operator(&run.cluster, &["transfer", GROUP]).await?.success()?;
         ensure!(told.data["done"] == "broker-a-1 leads now", "{}", told.data);
         run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        // The figures of a node are up to a second old.
+        leads(run, SECOND).await?;
         // Although the first is preferred: an operator has sent it away.
         wait_while("leadership went back", STAYS, async || {
             Ok(run.cluster.leader(GROUP).await.is_none_or(|(leader, _)| leader == SECOND))
