@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use drumlin_tests::cluster::{Layout, PATIENCE, wait_for};
+use drumlin_tests::load::native;
 use drumlin_tests::node::binary;
 use drumlin_tests::run::{Run, suite};
 
@@ -53,14 +54,30 @@ fn put_back(old: &Path, home: &Path) -> Result<()> {
     copy_dir(old, home)
 }
 
-/// Kills a node that has answered much more since, and gives it the files that it had before.
-async fn go_back(run: &mut Run, node: &str, group: Option<&str>) -> Result<()> {
+/// Waits until a node has answered its leader that it has more than the entry of that index.
+async fn wait_answered(run: &Run, leader: &str, node: &str, index: u64) -> Result<()> {
+    let lag = format!("drumlin_replica_lag_entries{{member=\"{node}\"}}");
+    wait_for(&format!("{node} does not answer for entry {index}"), PATIENCE, async || {
+        let seen = run.cluster.look(leader).await?;
+        #[allow(clippy::cast_precision_loss, reason = "indexes of a test are far below 2^53")]
+        let more = seen.appended.saturating_sub(index) as f64;
+        Ok(seen.metric(&lag).filter(|lag| *lag < more).map(drop))
+    })
+    .await
+}
+
+/// Kills a node that has answered more since, and gives it the files that it had before.
+async fn go_back(run: &mut Run, leader: &str, node: &str, group: Option<&str>) -> Result<()> {
     let home = run.cluster.node(node)?.data_dir.clone();
     let old = run.cluster.folder().join("data").join("older");
     run.cluster.stop(node, PATIENCE).await?;
     copy_dir(&home, &old)?;
+    run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+    let channel = native::connect(&run.cluster.node(leader)?.ports.client).await?;
+    let behind_old = native::describe(&channel).await?.applied_index;
     run.cluster.start_node(node)?;
     run.recover().await?;
+    wait_answered(run, leader, node, behind_old).await?;
     run.cluster.kill(node)?;
     put_back(&old, &home)?;
     run.began("older files", group, Some(GOES_ON_WITHIN));
@@ -71,7 +88,7 @@ async fn go_back(run: &mut Run, node: &str, group: Option<&str>) -> Result<()> {
 async fn a_follower_with_older_files_is_named_and_brought_in_line() -> Result<()> {
     suite("older follower", &Layout::one_group(), limit(2), async |run| {
         let (leader, follower) = roles(run).await?;
-        go_back(run, &follower, Some(GROUP)).await?;
+        go_back(run, &leader, &follower, Some(GROUP)).await?;
         wait_said(run, &leader, "a member lost entries it had answered as synced").await?;
         wait_said(run, &follower, "this node lost entries that it had answered").await?;
         run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
@@ -141,7 +158,7 @@ async fn a_follower_that_lost_its_tail_is_mended_or_brought_in_line() -> Result<
 async fn a_witness_with_older_files_counts_no_more_until_it_is_replaced() -> Result<()> {
     suite("older witness", &Layout::one_group(), limit(2), async |run| {
         let (leader, _) = roles(run).await?;
-        go_back(run, WITNESS, None).await?;
+        go_back(run, &leader, WITNESS, None).await?;
         wait_said(run, &leader, "drumlin cluster replace-witness").await?;
         wait_said(run, WITNESS, "drumlin cluster replace-witness").await?;
         run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
