@@ -19,6 +19,7 @@ use crate::Client;
 use crate::error::Error;
 use crate::message::{Message, Receipt, Sealed};
 
+mod creation;
 mod dispatch;
 mod lane;
 mod link;

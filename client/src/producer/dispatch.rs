@@ -11,13 +11,13 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
+use super::creation::{Creation, create};
 use super::lane::{Batching, Lane, LinkId, Pending};
 use super::link::Link;
 use super::window::{Ledger, Window};
 use crate::Client;
-use crate::admin::{Admin, NewTopic};
 use crate::connection::{Address, Backoff};
-use crate::error::{Code, Error};
+use crate::error::Error;
 use crate::message::{Place, Receipt, Sealed};
 use crate::route::{GroupRoute, Route};
 
@@ -28,8 +28,6 @@ const TICK: Duration = Duration::from_millis(20);
 const DEPOSED_GRACE: Duration = Duration::from_millis(500);
 /// Commands and events taken in one go: what comes in together goes out together.
 const DRAIN_MAX: usize = 1024;
-/// Queues on each broker group of a topic that is created on first use, as RocketMQ has it.
-const AUTO_CREATE_QUEUE_COUNT: u32 = 8;
 
 /// A message that was let in.
 #[derive(Debug)]
@@ -90,42 +88,6 @@ struct Topic {
     moving: Vec<usize>,
     /// With a message group, behind what those lanes hold.
     held: Vec<Pending>,
-}
-
-/// How far a topic is with being created on first use.
-#[derive(Debug)]
-struct Creation {
-    asking: bool,
-    /// Not asked again before.
-    retry_at: Option<Instant>,
-    backoff: Backoff,
-    last_failure: Option<String>,
-}
-
-impl Creation {
-    fn new() -> Self {
-        Self { asking: false, retry_at: None, backoff: Backoff::new(), last_failure: None }
-    }
-
-    fn may_ask(&self, now: Instant) -> bool {
-        !self.asking && self.retry_at.is_none_or(|at| at <= now)
-    }
-
-    fn asked(&mut self) {
-        self.asking = true;
-    }
-
-    /// Takes what came of it; a failure that may pass is tried again after a pause.
-    fn answered(&mut self, result: &Result<(), Error>, now: Instant) {
-        self.asking = false;
-        match result {
-            Err(error) if error.is_retryable() => {
-                self.retry_at = Some(now + self.backoff.pause(fastrand::f64()));
-                self.last_failure = Some(error.to_string());
-            }
-            Ok(()) | Err(_) => *self = Self::new(),
-        }
-    }
 }
 
 /// One leader's stream, and the pause before the next one.
@@ -457,12 +419,8 @@ impl Dispatcher {
     /// Brings messages with a message group to where it belongs by now, once nothing of it is on its
     /// way to where it belonged before; what came meanwhile follows behind them.
     fn move_ordered(&mut self, now: Instant) {
-        let names: Vec<_> = self
-            .topics
-            .values()
-            .filter(|topic| !topic.moving.is_empty())
-            .map(|topic| Arc::clone(&topic.name))
-            .collect();
+        let moving = self.topics.values().filter(|topic| !topic.moving.is_empty());
+        let names: Vec<_> = moving.map(|topic| Arc::clone(&topic.name)).collect();
         for name in names {
             let Some(topic) = self.topics.get_mut(&name) else { continue };
             let mut messages = Vec::new();
@@ -472,11 +430,9 @@ impl Dispatcher {
                 messages.extend(given.unwrap_or_default());
                 stays
             });
-            if topic.moving.is_empty() {
-                messages.append(&mut topic.held);
-            } else {
-                // Behind them, but ahead of what came since.
-                messages.append(&mut topic.held);
+            // Behind them, but ahead of what comes from now on.
+            messages.append(&mut topic.held);
+            if !topic.moving.is_empty() {
                 topic.held = messages;
                 continue;
             }
@@ -638,41 +594,5 @@ impl Dispatcher {
         dial.retry_at = None;
         dial.link = Some(link);
         self.client.tasks().spawn(task.run());
-    }
-}
-
-/// Creates a topic on first use. Where that is off it may still have been created by someone else
-/// since the route was pushed.
-async fn create(admin: &Admin, name: &str) -> Result<(), Error> {
-    let new = NewTopic::new(name, AUTO_CREATE_QUEUE_COUNT).auto();
-    let Err(error) = admin.create_topic(new).await else { return Ok(()) };
-    if !matches!(error.code(), Code::Unsupported | Code::PreconditionFailed) {
-        return Err(error);
-    }
-    match admin.describe_topic(name).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.is_retryable() => Err(error),
-        Err(_) => Err(Error::TopicNotFound { topic: name.to_owned() }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn creation_is_asked_for_again_after_a_pause_where_that_may_help() {
-        let busy = Err(Error::Refused { code: Code::Busy, message: String::new() });
-        let off = Err(Error::TopicNotFound { topic: "t".into() });
-        let (mut creation, now) = (Creation::new(), Instant::now());
-        assert!(creation.may_ask(now));
-        creation.asked();
-        assert!(!creation.may_ask(now), "one question at a time");
-        creation.answered(&busy, now);
-        assert!(!creation.may_ask(now), "a pause comes first");
-        assert!(creation.may_ask(now + Duration::from_secs(1)));
-        creation.asked();
-        creation.answered(&off, now);
-        assert!(creation.may_ask(now), "whoever sends next is told anew");
     }
 }
