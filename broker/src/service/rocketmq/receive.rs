@@ -172,7 +172,9 @@ impl Edge {
             self.still_defined(poll)?;
             // Before the look: what becomes due during it is waited for.
             let looked_ms = self.replica().clock_ms();
-            let taken = self.take(poll).await?;
+            let taken = self.take(poll).await;
+            let taken =
+                taken.map_err(|fault| if fault.not_led { led_elsewhere() } else { fault })?;
             if let Taken::Records(records) = taken {
                 return Ok(records);
             }
@@ -201,9 +203,7 @@ impl Edge {
                 () = self.stop.cancelled() => return Err(stopping()),
                 led = raft.wait_for(|status| !status.serving) => {
                     drop(led);
-                    // Nothing was taken: the next poll is sent on to whoever leads then.
-                    let text = "this broker does not lead its group any more";
-                    return Err(Fault::new(Code::MessageNotFound, text));
+                    return Err(led_elsewhere());
                 }
             }
         }
@@ -323,6 +323,11 @@ impl Edge {
             }
         }
     }
+}
+
+/// Nothing was taken: the next poll is sent on to whoever leads then.
+fn led_elsewhere() -> Fault {
+    Fault::new(Code::MessageNotFound, "this broker does not lead its group any more")
 }
 
 fn stopping() -> Fault {
