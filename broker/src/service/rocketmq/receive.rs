@@ -172,9 +172,7 @@ impl Edge {
             self.still_defined(poll)?;
             // Before the look: what becomes due during it is waited for.
             let looked_ms = self.replica().clock_ms();
-            let taken = self.take(poll).await;
-            let taken =
-                taken.map_err(|fault| if fault.not_led { led_elsewhere() } else { fault })?;
+            let taken = self.take(poll).await?;
             if let Taken::Records(records) = taken {
                 return Ok(records);
             }
@@ -504,6 +502,7 @@ async fn run(
         },
         Err(fault) => Err(fault),
     };
+    let ended = ended.map_err(|fault| if fault.not_led { led_elsewhere() } else { fault });
     match ended {
         Ok((poll, records)) => {
             let delivery = Delivery {
