@@ -12,6 +12,7 @@ use drumlin_proto::rocketmq::{
 };
 use drumlin_tests::history::History;
 use drumlin_tests::node::{Launch, Node};
+use drumlin_tests::skip::skipped;
 use drumlin_tests::traffic::{self, Sent};
 use tokio_stream::StreamExt;
 use tonic::transport::Channel;
@@ -103,7 +104,7 @@ async fn lease_ends(channel: &Channel, first: &Message) -> Result<()> {
 /// `alarm` is what the node must have noticed: a step that was never installed proves nothing.
 async fn with_clock_step(offset: &str, alarm: &str) -> Result<()> {
     let Some(library) = faketime_library() else {
-        println!("SKIPPED clock step {offset}: libfaketime is not installed");
+        skipped(&format!("clock step {offset}"), "libfaketime is not installed")?;
         return Ok(());
     };
     let folder = tempfile::tempdir()?;

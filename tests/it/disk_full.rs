@@ -8,6 +8,7 @@ use drumlin_proto::native::status::Code;
 use drumlin_tests::history::History;
 use drumlin_tests::loop_disk::LoopDisk;
 use drumlin_tests::node::{Launch, Node};
+use drumlin_tests::skip::skipped;
 use drumlin_tests::traffic::{self, Sent};
 
 const DISK_MEBIBYTES: u64 = 400;
@@ -24,7 +25,7 @@ fn fill(path: &Path) -> Result<()> {
 async fn a_full_disk_refuses_writes_until_space_returns() -> Result<()> {
     let folder = tempfile::tempdir()?;
     if let Some(reason) = LoopDisk::unavailable(folder.path()) {
-        println!("SKIPPED a_full_disk_refuses_writes_until_space_returns: {reason}");
+        skipped("a_full_disk_refuses_writes_until_space_returns", &reason)?;
         return Ok(());
     }
     let disk = LoopDisk::create(folder.path(), DISK_MEBIBYTES)?;

@@ -10,6 +10,7 @@ use anyhow::{Result, ensure};
 use drumlin_tests::history::{History, Violation};
 use drumlin_tests::loop_disk::LoopDisk;
 use drumlin_tests::node::{Launch, Node};
+use drumlin_tests::skip::skipped;
 use drumlin_tests::traffic;
 use tokio::task::JoinSet;
 
@@ -126,7 +127,8 @@ async fn nothing_acknowledged_is_lost_by_sigkill() -> Result<()> {
 async fn nothing_acknowledged_is_lost_by_power_loss() -> Result<()> {
     let folder = tempfile::tempdir()?;
     if let Some(reason) = LoopDisk::unavailable(folder.path()) {
-        println!("SKIPPED nothing_acknowledged_is_lost_by_power_loss: no loop device: {reason}");
+        let reason = format!("no loop device: {reason}");
+        skipped("nothing_acknowledged_is_lost_by_power_loss", &reason)?;
         return Ok(());
     }
     let mut disk = LoopDisk::create(folder.path(), 1024)?;

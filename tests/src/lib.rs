@@ -10,5 +10,6 @@ pub mod loop_disk;
 pub mod node;
 pub mod run;
 pub mod schema;
+pub mod skip;
 pub mod traffic;
 pub mod watch;

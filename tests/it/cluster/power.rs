@@ -4,6 +4,7 @@ use anyhow::Result;
 use drumlin_tests::cluster::{Layout, PATIENCE};
 use drumlin_tests::loop_disk::LoopDisk;
 use drumlin_tests::run::{cycles, suite};
+use drumlin_tests::skip;
 
 use super::{GOES_ON_WITHIN, IN_FAULT, limit};
 
@@ -15,7 +16,7 @@ pub(super) fn skipped(test: &str) -> Result<bool> {
     let folder = tempfile::tempdir()?;
     let reason = LoopDisk::unavailable(folder.path());
     if let Some(reason) = &reason {
-        println!("SKIPPED {test}: no loop device: {reason}");
+        skip::skipped(test, &format!("no loop device: {reason}"))?;
     }
     Ok(reason.is_some())
 }
