@@ -120,10 +120,9 @@ async fn a_leader_whose_disk_stalls_gives_way() -> Result<()> {
 
 /// Nobody can take over: it refuses, and begins anew or ends, so that nothing old is left of its lead.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long tier: see tests/long"]
 async fn a_disk_that_stalls_under_the_only_copy_loses_nothing() -> Result<()> {
-    if std::env::var_os("DRUMLIN_LONG").is_none()
-        || skipped("a_disk_that_stalls_under_the_only_copy_loses_nothing")?
-    {
+    if skipped("a_disk_that_stalls_under_the_only_copy_loses_nothing")? {
         return Ok(());
     }
     suite("stalled disk alone", &layout(), limit(1), async |run| {

@@ -176,10 +176,8 @@ async fn a_witness_is_replaced_where_it_was_and_elsewhere() -> Result<()> {
 
 /// Down to one node, which goes on by itself, and up to two and a witness again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long tier: see tests/long"]
 async fn a_group_shrinks_to_one_node_and_grows_again() -> Result<()> {
-    if std::env::var_os("DRUMLIN_LONG").is_none() {
-        return Ok(());
-    }
     suite("shrink", &Layout::one_group(), limit(1), async |run| {
         let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
         // The leader itself: it hands over first.
@@ -221,10 +219,8 @@ async fn a_group_shrinks_to_one_node_and_grows_again() -> Result<()> {
 /// A node that was away for longer than the log goes back: how far it is with its copy is seen
 /// everywhere, and it is not ready before. No suite: the checker would miss what retention trims.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long tier: see tests/long"]
 async fn how_far_a_seed_has_come_is_told_by_both_nodes() -> Result<()> {
-    if std::env::var_os("DRUMLIN_LONG").is_none() {
-        return Ok(());
-    }
     within(limit(2), async {
         let layout = Layout::one_group()
             .set("log.segment_bytes=4MiB")
