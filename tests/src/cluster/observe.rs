@@ -34,7 +34,8 @@ pub async fn look(http: &str) -> Result<Seen> {
     let (status, body) = get(http, "/metrics").await?;
     ensure!(status == 200, "status {status}");
     let metrics = parse(&body);
-    // Metrics may be from a second ago: too old for who asks what can be lost now.
+    // Metrics may be from a second ago: too old for who asks what can be lost now. But who leads no
+    // more by then does not say that it is alone, so that they count as well.
     let (_, readiness) = get(http, "/readyz").await?;
     let alone = readiness.lines().any(|line| line.starts_with("alone:"));
     let whole = |series: &str| {
@@ -48,7 +49,7 @@ pub async fn look(http: &str) -> Result<Seen> {
         term: whole("drumlin_raft_term")?,
         appended: whole("drumlin_commitlog_index{kind=\"appended\"}")?,
         applied: whole("drumlin_commitlog_index{kind=\"applied\"}")?,
-        paired: metrics.contains_key("drumlin_replica_paired").then_some(!alone),
+        paired: metrics.get("drumlin_replica_paired").map(|paired| *paired > 0.5 && !alone),
         metrics,
     })
 }
