@@ -233,6 +233,7 @@ async fn a_waiting_poll_ends_without_an_error_when_leadership_moves() {
     let first = within(waiting.message()).await.unwrap().expect("a frame").content;
     let Some(Content::Status(status)) = first else { panic!("{first:?} comes first") };
     assert_eq!(status.code(), Code::MessageNotFound, "{}", status.message);
+    assert!(!status.message.contains("until the poll ended"), "nothing came in between");
     let sent = within(client.send_message(call(message("1", None)))).await.unwrap().into_inner();
     assert_eq!(code(sent.status), Code::Ok);
     let frames = within(client.receive_message(call(poll()))).await.unwrap().into_inner();
