@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use drumlin_proto::native::status::Code;
-use drumlin_tests::cluster::{Layout, PATIENCE, wait_for};
+use drumlin_tests::cluster::{Layout, PATIENCE, wait_for, wait_while};
 use drumlin_tests::link::Mode;
 use drumlin_tests::load::native::{self, Sender, Sent};
 use drumlin_tests::run::suite;
@@ -15,6 +15,8 @@ use super::{GOES_ON_WITHIN, IN_FAULT, limit};
 const GROUP: &str = "broker-a";
 /// A topic of its own, for sends that are in no history.
 const ASKED: &str = "asked";
+/// Far more than an election timeout: who hears nobody for so long would have stood several times.
+const SEVERAL_ELECTIONS: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_restart_one_by_one_under_load() -> Result<()> {
@@ -116,10 +118,11 @@ async fn an_isolated_follower_disturbs_nobody() -> Result<()> {
             run.wait_links(&follower, other, before).await?;
         }
         run.began("isolation", Some(GROUP), Some(GOES_ON_WITHIN));
-        // Several election timeouts.
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        let seen = run.cluster.look(&follower).await.context("the follower is silent")?;
-        ensure!(seen.term == term, "its term rose from {term} to {}", seen.term);
+        wait_while("the follower's term does not stay", SEVERAL_ELECTIONS, async || {
+            let seen = run.cluster.look(&follower).await.context("the follower is silent")?;
+            Ok(seen.term == term)
+        })
+        .await?;
         run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
         run.ended("isolation");
         run.recover().await?;

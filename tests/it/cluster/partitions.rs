@@ -114,6 +114,7 @@ async fn partition(run: &mut Run, kind: Kind) -> Result<()> {
     run.began(&format!("{kind:?}"), Some(GROUP), goes_on.then_some(GOES_ON_WITHIN));
     match kind {
         Kind::Swizzle => swizzle(run, &roles).await?,
+        // It is how long this lasts that decides who gives up whom.
         _ => tokio::time::sleep(window()).await,
     }
     match kind {
@@ -190,7 +191,7 @@ fn member_links(Roles { leader, follower }: &Roles) -> [(&str, &str); 4] {
     [(leader, follower), (follower, leader), (leader, WITNESS), (follower, WITNESS)]
 }
 
-/// The first is held already.
+/// The first is held already. The pauses spread it over the window: members are to act in between.
 async fn swizzle(run: &mut Run, roles: &Roles) -> Result<()> {
     let mut links = member_links(roles);
     let pause = window() / u32::try_from(2 * links.len())?;
