@@ -36,6 +36,7 @@ mod lease;
 mod messages;
 mod messaging;
 mod plan;
+mod poll;
 mod presence;
 mod receive;
 mod renew;
