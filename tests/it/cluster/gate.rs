@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use drumlin_tests::cluster::{Layout, PATIENCE, Purpose, wait_for};
+use drumlin_tests::cluster::{Layout, PATIENCE, Purpose, wait_for, wait_while};
 use drumlin_tests::event::{Queue, Step, What};
 use drumlin_tests::link::Mode;
 use drumlin_tests::load::native::{self, Fetcher};
@@ -125,6 +125,7 @@ async fn what_a_deposed_leader_had_alone_is_never_seen() -> Result<()> {
     let slow = ["raft.election_timeout_min=1200ms", "raft.election_timeout_max=1800ms"];
     let layout = slow.iter().fold(Layout::one_group(), |layout, slow| layout.set(slow));
     suite("deposed leader", &layout, limit(cycles), async |run| {
+        let mut shown = 0;
         for cycle in 0..cycles {
             let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
             let follower = run.cluster.peer(&leader)?;
@@ -140,11 +141,12 @@ async fn what_a_deposed_leader_had_alone_is_never_seen() -> Result<()> {
                 Ok((seen.appended > seen.applied).then_some(seen))
             })
             .await?;
-            let shown = read_at(run, &leader).await?;
+            let now = read_at(run, &leader).await?;
+            shown += now;
             run.cluster.wait_leader_but(GROUP, &leader, PATIENCE).await?;
             run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
             println!(
-                "deposed {cycle}: {leader} had {} entries, {} committed, and showed {shown} messages",
+                "deposed {cycle}: {leader} had {} entries, {} committed, showed {now} messages",
                 left.appended, left.applied
             );
             run.cluster.open_links();
@@ -157,6 +159,7 @@ async fn what_a_deposed_leader_had_alone_is_never_seen() -> Result<()> {
             run.ended("kill of the deposed");
             run.recover().await?;
         }
+        ensure!(shown > 0, "no deposed leader showed anything: nothing was checked");
         run.planned("isolation", cycles);
         run.planned("kill of the deposed", cycles);
         run.plan.leader_changes_min = cycles;
@@ -209,7 +212,8 @@ async fn a_witness_that_restarts_remembers_its_vote() -> Result<()> {
     Ok(())
 }
 
-/// How long entries are kept from the follower: far less than it may be silent here.
+/// How long entries are kept from the follower: far less than it may be silent here, and enough for
+/// a witness that nobody holds back to get them. Where all is well nothing comes of it.
 const HELD_UP: Duration = Duration::from_secs(2);
 
 /// While the follower is slow to hear, the witness must not have what it has not: either of the two
@@ -232,7 +236,11 @@ async fn a_follower_that_was_held_up_can_lead() -> Result<()> {
                 Ok((run.cluster.look(&leader).await?.appended > appended).then_some(()))
             })
             .await?;
-            tokio::time::sleep(HELD_UP).await;
+            wait_while("the follower is given up", HELD_UP, async || {
+                let seen = run.cluster.look(&leader).await?;
+                Ok(seen.leads && seen.paired == Some(true))
+            })
+            .await?;
             // What was held up must not arrive when it is of no use any more.
             run.cluster.link_between(&leader, &follower, Purpose::Peer)?.cut();
             run.cluster.kill(&leader)?;
