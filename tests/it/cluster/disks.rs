@@ -70,6 +70,18 @@ async fn refusal(run: &Run) -> Result<String> {
     .await
 }
 
+/// Another node leads, and the group goes on.
+async fn gives_way(run: &mut Run, leader: &str, fault: &str) -> Result<()> {
+    run.began(fault, Some(GROUP), Some(GOES_ON_WITHIN));
+    run.cluster.wait_leader_but(GROUP, leader, PATIENCE).await?;
+    run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+    run.ended(fault);
+    run.planned(fault, 1);
+    run.plan.leader_changes_min = 1;
+    run.plan.sends_in_faults_min = IN_FAULT;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_whose_sync_fails_gives_way() -> Result<()> {
     if skipped("a_leader_whose_sync_fails_gives_way")? {
@@ -79,17 +91,10 @@ async fn a_leader_whose_sync_fails_gives_way() -> Result<()> {
         let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
         // From now on every write and sync of it fails, and its process goes on.
         LoopDisk::cut_power(run.cluster.disk(&leader)?.path())?;
-        run.began("failing sync", Some(GROUP), Some(GOES_ON_WITHIN));
-        run.cluster.wait_leader_but(GROUP, &leader, PATIENCE).await?;
-        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
-        run.ended("failing sync");
+        gives_way(run, &leader, "failing sync").await?;
         run.cluster.kill(&leader)?;
         run.cluster.restore_power(&leader)?;
-        run.recover().await?;
-        run.planned("failing sync", 1);
-        run.plan.leader_changes_min = 1;
-        run.plan.sends_in_faults_min = IN_FAULT;
-        Ok(())
+        run.recover().await
     })
     .await?;
     Ok(())
@@ -103,16 +108,9 @@ async fn a_leader_whose_disk_stalls_gives_way() -> Result<()> {
     suite("stalled disk", &layout(), limit(1), async |run| {
         let leader = run.cluster.wait_leader(GROUP, PATIENCE).await?;
         let frozen = run.cluster.disk(&leader)?.freeze()?;
-        run.began("stalled disk", Some(GROUP), Some(GOES_ON_WITHIN));
-        run.cluster.wait_leader_but(GROUP, &leader, PATIENCE).await?;
-        run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
+        gives_way(run, &leader, "stalled disk").await?;
         drop(frozen);
-        run.ended("stalled disk");
-        run.recover().await?;
-        run.planned("stalled disk", 1);
-        run.plan.leader_changes_min = 1;
-        run.plan.sends_in_faults_min = IN_FAULT;
-        Ok(())
+        run.recover().await
     })
     .await?;
     Ok(())
