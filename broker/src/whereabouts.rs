@@ -134,6 +134,21 @@ impl Whereabouts {
         }
     }
 
+    /// As [`Whereabouts::leader_by`]: where the leader is called; this node itself, should it lead by
+    /// then.
+    pub async fn address_by(
+        &self,
+        until: Instant,
+        broker_group: &str,
+        listener: &str,
+    ) -> Option<Address> {
+        match self.leader_by(until, broker_group, listener).await {
+            Leader::There { address, .. } => Some(address),
+            Leader::Here => self.own_address(listener),
+            Leader::Unknown => None,
+        }
+    }
+
     /// For whoever asked this node in vain.
     pub fn hint(&self, broker_group: &str, listener: &str) -> Option<LeaderHint> {
         match self.leader(broker_group, listener) {

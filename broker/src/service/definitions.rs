@@ -118,14 +118,8 @@ impl Context {
         let elsewhere = self.definitions.elsewhere.get().ok_or_else(nobody)?;
         let listener = self.listener();
         let find = |until: std::time::Instant| {
-            let (whereabouts, until) = (&elsewhere.whereabouts, Instant::from_std(until));
-            async move {
-                match whereabouts.leader_by(until, broker_group.as_str(), listener).await {
-                    Leader::There { address, .. } => Some(address),
-                    Leader::Here => whereabouts.own_address(listener),
-                    Leader::Unknown => None,
-                }
-            }
+            let until = Instant::from_std(until);
+            elsewhere.whereabouts.address_by(until, broker_group.as_str(), listener)
         };
         let until = call.hold_until(ASK_TIMEOUT);
         let forwarder = &elsewhere.forwarder;

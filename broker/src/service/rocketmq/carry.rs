@@ -2,7 +2,6 @@
 //! about, and to the next one if that goes away. A call that was sent here is done here or not at all.
 
 use drumlin_proto::forward::{CarryError, IfLost, carry, messaging};
-use drumlin_proto::native::Address;
 use drumlin_proto::rocketmq::messaging_service_client::MessagingServiceClient;
 use drumlin_proto::rocketmq::{Code, ReceiveMessageRequest, ReceiveMessageResponse};
 use tokio::time::Instant;
@@ -58,20 +57,6 @@ impl Edge {
         }
     }
 
-    /// Where a call is sent; this node itself, should it lead by now.
-    async fn address_by(
-        &self,
-        until: Instant,
-        caller: &Caller,
-        broker_group: &str,
-    ) -> Option<Address> {
-        match self.whereabouts.leader_by(until, broker_group, &caller.listener).await {
-            Leader::There { address, .. } => Some(address),
-            Leader::Here => self.whereabouts.own_address(&caller.listener),
-            Leader::Unknown => None,
-        }
-    }
-
     /// Sends a call to the leader of a broker group.
     pub(super) async fn carry<Q, A, F>(
         &self,
@@ -117,7 +102,7 @@ impl Edge {
         let call = caller.forward(&self.context.config.node, known.as_ref());
         let until = self.patience(caller);
         let find = |until: std::time::Instant| {
-            self.address_by(Instant::from_std(until), caller, broker_group)
+            self.whereabouts.address_by(Instant::from_std(until), broker_group, &caller.listener)
         };
         let (until, if_lost) = (until.into_std(), IfLost::Repeat);
         let carrying = carry(&self.forwarder, &call, message, if_lost, until, find, send);
