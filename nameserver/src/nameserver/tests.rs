@@ -540,6 +540,9 @@ async fn http_get(address: SocketAddr, path: &str) -> String {
 #[tokio::test]
 async fn health_and_metrics_are_served() {
     let with_http = |config: &mut Config| config.http = Some("127.0.0.1:0".parse().unwrap());
+    let empty = start(with_http).await;
+    let http = empty.nameserver.http_address().unwrap();
+    assert!(http_get(http, "/readyz").await.starts_with("HTTP/1.1 200"), "it remembers nobody");
     let scene = Scene::start(&[("a", 1)], with_http).await;
     let http = scene.running.nameserver.http_address().unwrap();
     assert!(http_get(http, "/livez").await.starts_with("HTTP/1.1 200"));
