@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::limit;
-use super::power::{DISK_MEBIBYTES, skipped};
+use super::power::{DISK_MEBIBYTES, FENCED, skipped};
 
 const GROUP: &str = "broker-a";
 const NAMESERVER: &str = "nameserver-0";
@@ -22,8 +22,6 @@ const TOPIC: &str = "deferred";
 const STEADY: usize = 100;
 /// Clusters that are tried until one has lost something.
 const TRIES: usize = 3;
-/// What a node says that may have lost something.
-const FENCED: &str = "neither votes nor leads";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn power_lost_on_both_loses_what_was_not_synced_and_waits_for_an_operator() -> Result<()> {

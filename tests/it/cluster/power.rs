@@ -1,6 +1,6 @@
 //! Loss of power: what was not synced is gone, on one data node or on both at once.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use drumlin_tests::cluster::{Layout, PATIENCE};
 use drumlin_tests::loop_disk::LoopDisk;
 use drumlin_tests::run::{cycles, suite};
@@ -9,6 +9,8 @@ use drumlin_tests::skip;
 use super::{GOES_ON_WITHIN, IN_FAULT, limit};
 
 pub(super) const DISK_MEBIBYTES: u64 = 512;
+/// What a node says that may have lost something it had answered.
+pub(super) const FENCED: &str = "neither votes nor leads";
 const GROUP: &str = "broker-a";
 
 /// Says so where there are no loop devices.
@@ -27,7 +29,7 @@ async fn power_lost_on_one_data_node_loses_nothing() -> Result<()> {
         return Ok(());
     }
     let layout = Layout::one_group().on_disks(DISK_MEBIBYTES);
-    lose_power_by_turns("power loss", &layout, cycles(8)).await
+    lose_power_by_turns("power loss", &layout, cycles(8), false).await
 }
 
 /// The other node has it, and keeps the one that may lack it from voting until it has it too.
@@ -37,13 +39,20 @@ async fn power_lost_on_one_data_node_loses_nothing_where_syncs_are_deferred() ->
         return Ok(());
     }
     let layout = Layout::one_group().on_disks(DISK_MEBIBYTES).set("log.flush=async");
-    lose_power_by_turns("power loss, syncs deferred", &layout, cycles(4)).await
+    lose_power_by_turns("power loss, syncs deferred", &layout, cycles(4), true).await
 }
 
-async fn lose_power_by_turns(name: &str, layout: &Layout, cycles: usize) -> Result<()> {
+/// `fences`: whoever comes back is to know that it may lack something.
+async fn lose_power_by_turns(
+    name: &str,
+    layout: &Layout,
+    cycles: usize,
+    fences: bool,
+) -> Result<()> {
     suite(name, layout, limit(cycles), async |run| {
         for cycle in 0..cycles {
             let victim = run.pick(&run.cluster.members(GROUP)).clone();
+            let before = run.cluster.log_text(&victim)?.matches(FENCED).count();
             run.cluster.cut_power(&victim)?;
             run.began("power loss", Some(GROUP), Some(GOES_ON_WITHIN));
             println!("power loss {cycle}: {victim}");
@@ -51,6 +60,8 @@ async fn lose_power_by_turns(name: &str, layout: &Layout, cycles: usize) -> Resu
             run.ended("power loss");
             run.cluster.restore_power(&victim)?;
             run.recover().await?;
+            let fenced = run.cluster.log_text(&victim)?.matches(FENCED).count() > before;
+            ensure!(fenced == fences, "{victim} says {FENCED:?}: {fenced}");
         }
         run.planned("power loss", cycles);
         run.plan.sends_in_faults_min = cycles * IN_FAULT;
