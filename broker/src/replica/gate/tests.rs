@@ -370,6 +370,8 @@ enum Fact {
     Append(u64),
     Sync(u64),
     Match(u64),
+    /// The peer's log goes back, and what was on its way before says that it has everything.
+    Lose,
     Refuse,
     Hear,
     Pass(u64),
@@ -386,6 +388,7 @@ fn fact() -> impl Strategy<Value = Fact> {
         (1u64..4).prop_map(Fact::Append),
         (1u64..4).prop_map(Fact::Sync),
         (1u64..5).prop_map(Fact::Match),
+        Just(Fact::Lose),
         Just(Fact::Refuse),
         Just(Fact::Hear),
         (1u64..1_500).prop_map(Fact::Pass),
@@ -396,7 +399,7 @@ fn fact() -> impl Strategy<Value = Fact> {
     ]
 }
 
-/// The log of a leader and what it knows of its peer: rules 2 to 4 in their own words.
+/// The log of a leader and what it knows of its peer: rules 2 to 4 and 8 in their own words.
 #[derive(Debug, Default)]
 struct Restated {
     term: u64,
@@ -404,6 +407,8 @@ struct Restated {
     log: Vec<Option<bool>>,
     synced_count: u64,
     matched_count: u64,
+    /// What the peer had, where it has not got so much again.
+    lost_count: u64,
     fed_count: u64,
     first_own: u64,
 }
@@ -441,6 +446,7 @@ proptest! {
         gate.set_voters(BTreeSet::from([P]), now);
         let mut told = Restated::default();
         let mut decided = None;
+        let mut lost_since = false;
         for fact in std::iter::once(Fact::Elect).chain(facts) {
             let term = Term::new(told.term);
             match fact {
@@ -454,7 +460,24 @@ proptest! {
                 }
                 Fact::Match(count) => {
                     told.matched_count = told.len().min(told.matched_count + count);
-                    gate.peer_matched(P, term, gate.losses(P), index(told.matched_count), now);
+                    let end = index(told.matched_count);
+                    let is_back = gate.peer_matched(P, term, gate.losses(P), end, now);
+                    let has_all = told.matched_count >= told.lost_count;
+                    prop_assert_eq!(is_back, told.lost_count > 0 && has_all);
+                    if has_all {
+                        told.lost_count = 0;
+                    }
+                }
+                Fact::Lose if told.matched_count == 0 => {}
+                Fact::Lose => {
+                    let before = gate.losses(P);
+                    let found = gate.peer_conflict(P, term, before, EntryIndex::ZERO, now);
+                    prop_assert_eq!(found, Conflict::Lost);
+                    gate.peer_matched(P, term, before, index(told.len()), now);
+                    prop_assert_eq!(gate.matched_end(), EntryIndex::ZERO);
+                    told.lost_count = told.lost_count.max(told.matched_count);
+                    told.matched_count = 0;
+                    lost_since = true;
                 }
                 Fact::Refuse => gate.peer_refused(P, now),
                 Fact::Hear => gate.peer_heard(P, now),
@@ -465,14 +488,20 @@ proptest! {
                         end += 1;
                     }
                     gate.sent(term, index(end));
+                    let more = end > told.fed_count;
                     told.fed_count = end;
-                    prop_assert!(end <= told.allowed_count(), "fed {end}: {told:?}");
+                    prop_assert!(!more || end <= told.allowed_count(), "fed {end}: {told:?}");
                 }
                 Fact::Decide => match gate.next(now) {
                     Decision::Wait(_) => {}
                     made => {
                         let asked = decided.is_none_or(|before| before == made);
                         prop_assert!(asked || made == Decision::AppendAlone);
+                        if decided.is_none() {
+                            let pairs = made == Decision::AppendPaired;
+                            prop_assert!(!pairs || told.lost_count == 0, "{told:?}");
+                            lost_since = false;
+                        }
                         decided = Some(made);
                     }
                 },
@@ -480,7 +509,7 @@ proptest! {
                     let Some(made) = decided.take() else { continue };
                     let alone = made == Decision::AppendAlone;
                     if appended {
-                        if !alone {
+                        if !alone && !lost_since {
                             prop_assert!(told.matched_count >= told.fed_count, "{told:?}");
                             prop_assert!(told.matched_count > told.first_own, "{told:?}");
                         }
@@ -493,7 +522,7 @@ proptest! {
                     told.term += 1;
                     told.first_own = told.len();
                     told.log.push(None);
-                    (told.matched_count, told.fed_count) = (0, 0);
+                    (told.matched_count, told.lost_count, told.fed_count) = (0, 0, 0);
                     decided = None;
                     gate.begin_term(Term::new(told.term), index(told.first_own), told.mode(), now);
                 }
