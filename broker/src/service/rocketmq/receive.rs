@@ -30,7 +30,7 @@ use crate::metrics::labels::Processor;
 use crate::service::clients::{Sighting, client_key};
 
 /// Lease that the broker chooses and renews.
-const RENEWED_LEASE_MS: u64 = 60_000;
+pub(super) const RENEWED_LEASE_MS: u64 = 60_000;
 /// Shortest poll of a client that asks for none.
 const POLL_MIN: Duration = Duration::from_secs(5);
 /// What clients use when their settings do not say.

@@ -1,7 +1,8 @@
 //! Renewal of leases while their client is alive.
 //!
-//! Clients give no sign of receipt: a message whose reply was lost on its way, or with a crash, is
-//! renewed as one that is worked on. Only what this node knows to be unsent is not.
+//! Clients give no sign of receipt: a message whose reply was lost on its way is renewed as one that
+//! is worked on. What this node knows to be unsent is not, nor what was granted before it led and
+//! never renewed: its reply may have been lost with whoever led.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,9 +12,11 @@ use drumlin_proto::ids::{QueueKey, QueueOffset};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Edge;
+use super::receive::RENEWED_LEASE_MS;
 use super::settings::retry_pause;
 use crate::command::{ClientKey, Command, GroupId, LeaseId};
 use crate::group::leases::Flight;
+use crate::position::{EntryIndex, Term};
 use crate::replica::{Item, ProposeError};
 use crate::service::clients::SILENCE_MAX;
 
@@ -51,7 +54,7 @@ fn renewal(flight: &Flight, now_ms: u64) -> Renewal {
     }
     // After n renewals the lease ends at most at the sum of the first lease and those n.
     let held_ms = flight.expires_ms.saturating_sub(flight.delivered_ms);
-    let mut reached_ms = 60_000;
+    let mut reached_ms = RENEWED_LEASE_MS;
     let mut next_ms = RENEWALS_MS[RENEWALS_MS.len() - 1];
     for renewal_ms in RENEWALS_MS {
         if held_ms <= reached_ms {
@@ -61,6 +64,36 @@ fn renewal(flight: &Flight, now_ms: u64) -> Renewal {
         reached_ms += renewal_ms;
     }
     Renewal::For { invisible_ms: next_ms.min(left_ms) }
+}
+
+/// How this node leads. It begins anew after a while without a quorum: what was decided meanwhile
+/// was told to nobody.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lead {
+    term: Term,
+    since: Instant,
+    /// Leases of earlier entries were granted before.
+    granted_from: EntryIndex,
+}
+
+impl Lead {
+    /// `appended_end`: of the log now, should this be the first look at the term.
+    pub(super) fn in_term(
+        before: Option<Self>,
+        term: Term,
+        appended_end: EntryIndex,
+        now: Instant,
+    ) -> Self {
+        let same = before.filter(|lead| lead.term == term);
+        same.unwrap_or(Self { term, since: now, granted_from: appended_end })
+    }
+
+    /// Whether the holder may never have got the message: only whoever granted the lease could know,
+    /// and it led no longer when a first renewal was due.
+    fn may_be_unsent(&self, flight: &Flight) -> bool {
+        let first_end_ms = flight.delivered_ms.saturating_add(RENEWED_LEASE_MS);
+        flight.lease.0 < self.granted_from.get() && flight.expires_ms <= first_end_ms
+    }
 }
 
 /// What one round proposes.
@@ -117,12 +150,12 @@ impl Round {
 }
 
 impl Edge {
-    /// Looks at every renewed lease; `lead_since` is when this node began to serve.
-    pub(super) fn renewals(&self, lead_since: Instant, now: Instant) -> Round {
+    /// Looks at every renewed lease.
+    pub(super) fn renewals(&self, lead: &Lead, now: Instant) -> Round {
         let mut round = Round::default();
         let now_ms = self.replica().clock_ms();
         // A new leader knows no client yet and takes all as alive.
-        let all_alive = now < lead_since + SILENCE_MAX;
+        let all_alive = now < lead.since + SILENCE_MAX;
         // Walked without the view: whoever holds it delays apply, and those who wait for that.
         let queues: Vec<_> = {
             let view = self.replica().view();
@@ -134,8 +167,11 @@ impl Edge {
                 let ends_soon = flight.expires_ms <= now_ms.saturating_add(ENDING_MS);
                 let unsent =
                     || ends_soon && self.unsent.holds((group, queue, offset), flight.lease);
-                if flight.auto_renew && !flight.is_due(now_ms) && !unsent() {
-                    let alive = all_alive || self.clients.is_alive(flight.client, now);
+                if !flight.auto_renew || flight.is_due(now_ms) || unsent() {
+                    continue;
+                }
+                let alive = all_alive || self.clients.is_alive(flight.client, now);
+                if !alive || !lead.may_be_unsent(flight) {
                     round.add((group, queue), (offset, flight), alive, now_ms);
                 }
             }
@@ -162,29 +198,28 @@ impl Edge {
 pub(super) async fn renew_while_alive(edge: Arc<Edge>) {
     let mut ticks = interval(ROUND);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let status = edge.replica().raft_status();
-    let mut lead: Option<(crate::position::Term, Instant)> = None;
+    let mut status = edge.replica().raft_status();
+    let mut lead: Option<Lead> = None;
     loop {
         tokio::select! {
             () = edge.stop.cancelled() => return,
             _ = ticks.tick() => {}
+            // Seen at once, before this node has granted much.
+            Ok(()) = status.changed() => {}
         }
         let now = Instant::now();
         for (_, client) in edge.clients.expire(now) {
             tracing::info!(client = client.client_id, "client silent for too long");
         }
         edge.plans.sweep(now);
-        let raft = *status.borrow();
+        let raft = *status.borrow_and_update();
         if !raft.serving {
             lead = None;
             continue;
         }
-        let lead_since = match lead {
-            Some((term, since)) if term == raft.term => since,
-            Some(_) | None => now,
-        };
-        lead = Some((raft.term, lead_since));
-        let commands = edge.renewals(lead_since, now).commands();
+        let appended_end = edge.replica().progress().appended_end;
+        let lead = lead.insert(Lead::in_term(lead, raft.term, appended_end, now));
+        let commands = edge.renewals(lead, now).commands();
         edge.propose_all(commands).await;
     }
 }
@@ -228,6 +263,31 @@ mod tests {
         assert!(lengths_s.len() <= 8, "{lengths_s:?}");
         assert_eq!(flight.expires_ms, START_MS + HELD_MS_MAX);
         assert_eq!(end, Renewal::Retry { invisible_ms: 5000 });
+    }
+
+    #[test]
+    fn what_an_earlier_leader_granted_may_be_unsent_until_it_was_renewed() {
+        let lead = |granted_from| Lead {
+            term: Term::new(3),
+            since: Instant::now(),
+            granted_from: EntryIndex::new(granted_from),
+        };
+        let first = flight(START_MS + RENEWED_LEASE_MS);
+        assert!(lead(2).may_be_unsent(&first));
+        assert!(!lead(1).may_be_unsent(&first), "granted here");
+        let renewed = flight(START_MS + RENEWED_LEASE_MS + 1);
+        assert!(!lead(2).may_be_unsent(&renewed));
+    }
+
+    #[test]
+    fn a_lead_begins_with_its_term() {
+        let (began, index) = (Instant::now(), EntryIndex::new);
+        let first = Lead::in_term(None, Term::new(3), index(7), began);
+        let later = began + ROUND;
+        let same = Lead::in_term(Some(first), Term::new(3), index(9), later);
+        assert_eq!((same.since, same.granted_from), (began, index(7)));
+        let next = Lead::in_term(Some(same), Term::new(4), index(9), later);
+        assert_eq!((next.since, next.granted_from), (later, index(9)));
     }
 
     #[test]

@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 
 use tokio::time::Instant;
 
+use super::super::renew::Lead;
 use super::super::status;
 use super::*;
 use crate::command::{ClientKey, Command, Granted, Lease, LeaseId, Outcome};
 use crate::group::leases::Flight;
+use crate::position::{EntryIndex, Term};
 use crate::replica::{Applied, Item};
 use crate::service::creations::CreationRate;
 
@@ -426,6 +428,11 @@ async fn lease_directly(fixture: &Fixture, client: ClientKey, invisible_ms: u64)
     }
 }
 
+/// All leases are this leader's own.
+fn led_since(since: Instant) -> Lead {
+    Lead::in_term(None, Term::new(1), EntryIndex::ZERO, since)
+}
+
 #[tokio::test]
 async fn leases_of_clients_that_are_alive_are_renewed_under_their_handle() {
     let fixture = Fixture::start().await;
@@ -436,7 +443,7 @@ async fn leases_of_clients_that_are_alive_are_renewed_under_their_handle() {
     let lease = lease_directly(&fixture, client, 5000).await;
     let now = Instant::now();
     let long_ago = now - crate::service::clients::SILENCE_MAX;
-    let commands = fixture.edge.renewals(long_ago, now);
+    let commands = fixture.edge.renewals(&led_since(long_ago), now);
     fixture.edge.propose_all(commands.commands()).await;
     let renewed = flight(&fixture).unwrap();
     assert_eq!(renewed.lease, lease, "the handle stays valid");
@@ -452,10 +459,10 @@ async fn leases_of_silent_clients_are_cut_once_the_leader_could_have_heard_them(
     fixture.store(vec![message("a")]).await;
     lease_directly(&fixture, ClientKey(77), 3_600_000).await;
     let now = Instant::now();
-    let new_leader = fixture.edge.renewals(now, now).commands();
+    let new_leader = fixture.edge.renewals(&led_since(now), now).commands();
     assert_eq!(new_leader, [], "a new leader takes every holder as alive");
     let long_ago = now - crate::service::clients::SILENCE_MAX;
-    let commands = fixture.edge.renewals(long_ago, now).commands();
+    let commands = fixture.edge.renewals(&led_since(long_ago), now).commands();
     assert_eq!(commands.len(), 1);
     fixture.edge.propose_all(commands).await;
     let second = fixture.receive(poll(LONG, LEASE)).await;
@@ -629,10 +636,24 @@ async fn what_no_client_got_is_not_renewed_and_comes_again() {
     assert_eq!(fixture.edge.unsent.add(record.0, unsent), 0);
     let now = Instant::now();
     let long_ago = now - crate::service::clients::SILENCE_MAX;
-    assert_eq!(fixture.edge.renewals(long_ago, now).commands(), []);
+    assert_eq!(fixture.edge.renewals(&led_since(long_ago), now).commands(), []);
     let again = fixture.receive(poll(LONG, LEASE)).await;
     assert_eq!(attempt(&again.messages[0]), 2);
     assert!(!fixture.edge.unsent.holds(record, flight.lease));
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn what_an_earlier_leader_may_not_have_sent_comes_again_though_its_client_lives() {
+    let fixture = Fixture::start().await;
+    fixture.topic(TOPIC).await;
+    assert_eq!(fixture.receive(push_poll(SHORT)).await.code(), Code::MessageNotFound);
+    fixture.store(vec![message("a")]).await;
+    let client = crate::service::clients::client_key("client-1");
+    lease_directly(&fixture, client, 2000).await;
+    let fixture = fixture.restart().await;
+    let again = fixture.receive(push_poll(LONG)).await;
+    assert_eq!((again.bodies(), attempt(&again.messages[0])), (vec!["a"], 2));
     fixture.stop().await;
 }
 
