@@ -2,9 +2,10 @@
 //! gone, which nobody hides. Nobody leads until an operator has decided who shall go on.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use drumlin_tests::cluster::{Cluster, Layout, PATIENCE, Purpose, wait_for};
+use drumlin_tests::cluster::{Cluster, Layout, PATIENCE, Purpose, wait_for, wait_while};
 use drumlin_tests::load::native::{self, Sender, Sent};
 use drumlin_tests::loop_disk::LoopDisk;
 use drumlin_tests::node::binary;
@@ -22,6 +23,8 @@ const TOPIC: &str = "deferred";
 const STEADY: usize = 100;
 /// Clusters that are tried until one has lost something.
 const TRIES: usize = 3;
+/// Whoever may stand has stood by then.
+const SEVERAL_ELECTIONS: Duration = Duration::from_secs(4);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn power_lost_on_both_loses_what_was_not_synced_and_waits_for_an_operator() -> Result<()> {
@@ -60,7 +63,10 @@ async fn lose_both() -> Result<usize> {
         })
         .await?;
     }
-    ensure!(cluster.leader(GROUP).await.is_none(), "a node leads that may lack entries");
+    wait_while("a node leads that may lack entries", SEVERAL_ELECTIONS, async || {
+        Ok(cluster.leader(GROUP).await.is_none())
+    })
+    .await?;
 
     let chosen = longest(&cluster).await?;
     let other = cluster.peer(&chosen)?;
