@@ -398,11 +398,6 @@ impl Cluster {
         self.node(name)?.machine.as_ref().map_or(Ok(()), Machine::boot)
     }
 
-    /// Forgets all that a stopped node has.
-    pub fn empty(&mut self, name: &str) -> Result<()> {
-        Ok(std::fs::remove_dir_all(&self.node(name)?.data_dir)?)
-    }
-
     /// Who dials whom for what.
     pub fn link_between(&self, from: &str, to: &str, purpose: Purpose) -> Result<&Link> {
         let key = (from.to_owned(), to.to_owned(), purpose);

@@ -1,23 +1,21 @@
 //! Both data nodes of a group that defers its syncs lose their power: something acknowledged may be
 //! gone, which nobody hides. Nobody leads until an operator has decided who shall go on.
 
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use drumlin_tests::cluster::{Cluster, Layout, PATIENCE, Purpose, wait_for, wait_while};
+use drumlin_tests::cluster::{Cluster, Layout, PATIENCE, wait_for, wait_while};
 use drumlin_tests::load::native::{self, Sender, Sent};
 use drumlin_tests::loop_disk::LoopDisk;
-use drumlin_tests::node::binary;
 use drumlin_tests::run::within;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::limit;
+use super::members::rejoin;
 use super::power::{DISK_MEBIBYTES, FENCED, skipped};
 
 const GROUP: &str = "broker-a";
-const NAMESERVER: &str = "nameserver-0";
 const TOPIC: &str = "deferred";
 /// Sends before the power goes.
 const STEADY: usize = 100;
@@ -71,17 +69,19 @@ async fn lose_both() -> Result<usize> {
     let chosen = longest(&cluster).await?;
     let other = cluster.peer(&chosen)?;
     cluster.stop(&chosen, PATIENCE).await?;
-    let settings = cluster.node(&chosen)?.settings.clone();
-    let mut elect = vec!["cluster", "elect", "--unsafe", "--yes"];
-    elect.extend(settings.iter().flat_map(|setting| ["--set", setting]));
-    drumlin(&elect)?;
+    let elect = ["cluster", "elect", "--unsafe", "--yes"];
+    cluster.command_of(&chosen, &elect).await?.success()?;
     cluster.start_node(&chosen)?;
     wait_for(&format!("{chosen} does not lead"), PATIENCE, async || {
         Ok(cluster.look(&chosen).await.is_ok_and(|seen| seen.leads).then_some(()))
     })
     .await?;
     let lost = count_lost(&cluster, &chosen, &acknowledged).await?;
-    come_back(&mut cluster, &chosen, &other).await?;
+    cluster.stop(&other, PATIENCE).await?;
+    cluster.take_disk(&other)?;
+    cluster.start_node(&other)?;
+    rejoin(&cluster, &other).await?;
+    cluster.wait_converged(GROUP, PATIENCE).await?;
     ensure!(count_lost(&cluster, &chosen, &acknowledged).await? == lost, "more is gone by now");
     for name in cluster.names() {
         cluster.stop(&name, PATIENCE).await?;
@@ -142,45 +142,4 @@ async fn count_lost(cluster: &Cluster, node: &str, acknowledged: &[String]) -> R
         ensure!(fits, "{seen:?} is at offset {number}");
     }
     Ok(acknowledged.len().saturating_sub(seen.len()))
-}
-
-/// The other node, and the witness, as new members.
-async fn come_back(cluster: &mut Cluster, chosen: &str, other: &str) -> Result<()> {
-    cluster.stop(other, PATIENCE).await?;
-    cluster.empty(other)?;
-    cluster.start_node(other)?;
-    let nameserver = cluster.client_address(NAMESERVER)?;
-    let reached = |name: &str| -> Result<String> {
-        let link = cluster.link_between(chosen, name, Purpose::Peer)?;
-        Ok(format!("{name}@{}", link.address()))
-    };
-    let (node, witness) = (reached(other)?, reached(NAMESERVER)?);
-    for change in [
-        ["add", GROUP, &node].as_slice(),
-        ["replace-witness", GROUP, "--yes", "--on", &witness].as_slice(),
-        ["promote", GROUP, other].as_slice(),
-    ] {
-        let mut last = None;
-        let what = format!("{change:?} is refused");
-        let made = wait_for(&what, PATIENCE, async || {
-            let made = drumlin(&[&["--namesrv", &nameserver, "cluster"], change].concat());
-            Ok(made.map_err(|error| last = Some(error)).ok())
-        });
-        made.await.with_context(|| format!("{last:?}"))?;
-    }
-    cluster.wait_paired(GROUP, PATIENCE).await?;
-    cluster.wait_converged(GROUP, PATIENCE).await
-}
-
-fn drumlin(arguments: &[&str]) -> Result<()> {
-    let mut command = Command::new(binary());
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("DRUMLIN_") {
-            command.env_remove(name);
-        }
-    }
-    let output = command.args(arguments).output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "drumlin {arguments:?}: {}", said.trim());
-    Ok(())
 }

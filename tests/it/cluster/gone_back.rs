@@ -2,14 +2,13 @@
 //! that was acknowledged is lost by them, and the group ends in line again.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use drumlin_tests::cluster::{Layout, PATIENCE, wait_for};
 use drumlin_tests::load::native;
-use drumlin_tests::node::binary;
 use drumlin_tests::run::{Run, suite};
 
+use super::members::operator;
 use super::{GOES_ON_WITHIN, IN_FAULT, limit};
 
 const GROUP: &str = "broker-a";
@@ -168,20 +167,8 @@ async fn a_witness_with_older_files_counts_no_more_until_it_is_replaced() -> Res
         wait_said(run, WITNESS, "a witness cannot be opened and stays out").await?;
         run.load.progress(GROUP, IN_FAULT, PATIENCE).await?;
 
-        let nameserver = run.cluster.node(WITNESS)?.ports.client.clone();
-        let on = format!("{WITNESS}@{nameserver}");
-        wait_for("the witness is not replaced", PATIENCE, async || {
-            let mut command = Command::new(binary());
-            command.args(["cluster", "replace-witness", GROUP, "--on", &on, "--yes"]);
-            command.args(["--namesrv", &nameserver]).stdin(Stdio::null());
-            let ran = tokio::task::spawn_blocking(move || command.output()).await??;
-            if !ran.status.success() {
-                println!("replace-witness: {ran:?}");
-            }
-            Ok(ran.status.success().then_some(()))
-        })
-        .await
-        .context("cluster replace-witness")?;
+        let replaced = ["replace-witness", GROUP, "--on", WITNESS, "--yes"];
+        operator(&run.cluster, &replaced).await?.success()?;
         run.ended("older files");
         run.recover().await?;
         let seen = run.cluster.look(&leader).await?;

@@ -4,12 +4,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use drumlin_tests::cluster::{
-    CLIENTS, Cluster, Layout, PATIENCE, Purpose, Told, wait_for, wait_while,
-};
+use drumlin_tests::cluster::{CLIENTS, Layout, PATIENCE, Purpose, Told, wait_for, wait_while};
 use drumlin_tests::load::native::{self, Sender, Sent};
 use drumlin_tests::run::{Run, suite};
 
+use super::members::{operator, rejoin};
 use super::{GOES_ON_WITHIN, IN_FAULT, limit};
 
 const GROUP: &str = "broker-a";
@@ -24,10 +23,6 @@ const GIVEN_UP: &str = "given-up";
 /// It comes behind that of the load.
 const GIVEN_UP_ID: u32 = 2;
 const GIVEN_UP_COUNT: u64 = 3;
-
-async fn operator(cluster: &Cluster, arguments: &[&str]) -> Result<Told> {
-    cluster.command(&[&["cluster"], arguments].concat()).await
-}
 
 async fn leads(run: &Run, name: &str) -> Result<()> {
     let what = format!("{name} does not lead");
@@ -131,7 +126,9 @@ async fn an_unsafe_election_gives_up_what_it_says_and_nothing_else() -> Result<(
         run.ended("election by hand");
 
         rejected(run, &old, own_end).await?;
-        rejoins(run, &old).await?;
+        run.cluster.take_disk(&old)?;
+        run.cluster.start_node(&old)?;
+        rejoin(&run.cluster, &old).await?;
         run.recover().await?;
         run.planned("election by hand", 1);
         // The new witness's log goes by the new UUID, those of the data nodes by their first.
@@ -175,26 +172,4 @@ async fn rejected(run: &mut Run, old: &str, own_end: u64) -> Result<()> {
     let records: u64 = given_up.filter_map(|row| row["record_count"].as_u64()).sum();
     ensure!(records == GIVEN_UP_COUNT, "{}", orphans.data);
     Ok(())
-}
-
-/// With an empty disk, under a new id, and with a new witness.
-async fn rejoins(run: &mut Run, old: &str) -> Result<()> {
-    run.cluster.take_disk(old)?;
-    run.cluster.start_node(old)?;
-    let place = format!("{old}@{}", run.cluster.node(old)?.ports.peers);
-    wait_for("its port does not answer", PATIENCE, async || {
-        let told = operator(&run.cluster, &["add", GROUP, &place]).await?;
-        ensure!(told.exit == 0 || told.errors.contains("does not answer"), "{told:?}");
-        Ok((told.exit == 0).then_some(()))
-    })
-    .await?;
-    let replaced = ["replace-witness", GROUP, "--on", WITNESS, "--yes"];
-    operator(&run.cluster, &replaced).await?.success()?;
-    wait_for("it does not become a voter", PATIENCE, async || {
-        let told = operator(&run.cluster, &["promote", GROUP, old]).await?;
-        ensure!(told.exit == 0 || told.errors.contains("behind"), "{told:?}");
-        Ok((told.exit == 0).then_some(()))
-    })
-    .await?;
-    operator(&run.cluster, &["health", "--wait"]).await?.success().map(drop)
 }

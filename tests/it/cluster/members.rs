@@ -17,7 +17,7 @@ fn place(cluster: &Cluster, name: &str) -> Result<String> {
     Ok(format!("{name}@{}", cluster.node(name)?.ports.peers))
 }
 
-async fn operator(cluster: &Cluster, arguments: &[&str]) -> Result<Told> {
+pub(super) async fn operator(cluster: &Cluster, arguments: &[&str]) -> Result<Told> {
     cluster.command(&[&["cluster"], arguments].concat()).await
 }
 
@@ -30,6 +30,22 @@ async fn promote(cluster: &Cluster, name: &str) -> Result<Told> {
         Ok((told.exit == 0).then_some(told))
     })
     .await
+}
+
+/// One whose group went on without it, started with an empty disk: under a new id, and with a new
+/// witness.
+pub(super) async fn rejoin(cluster: &Cluster, name: &str) -> Result<()> {
+    let place = place(cluster, name)?;
+    wait_for("its port does not answer", PATIENCE, async || {
+        let told = operator(cluster, &["add", GROUP, &place]).await?;
+        ensure!(told.exit == 0 || told.errors.contains("does not answer"), "{told:?}");
+        Ok((told.exit == 0).then_some(()))
+    })
+    .await?;
+    let replaced = ["replace-witness", GROUP, "--on", WITNESS, "--yes"];
+    operator(cluster, &replaced).await?.success()?;
+    promote(cluster, name).await?;
+    healthy(cluster).await.map(drop)
 }
 
 /// Members as `cluster health` has them: name, role, id.
