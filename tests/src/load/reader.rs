@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use drumlin_proto::record::RunError;
 
 use super::native::{Fetched, Fetcher, connect};
 use super::{RETRY_PAUSE, Shared};
@@ -28,9 +29,16 @@ pub(super) async fn run(shared: Arc<Shared>, group: String) -> Result<()> {
             shared.pause(RETRY_PAUSE).await;
             continue;
         };
-        while let Some(Ok(Some(fetched))) =
-            shared.stop.run_until_cancelled(fetcher.next(SILENCE_MAX)).await
-        {
+        loop {
+            let fetched = match shared.stop.run_until_cancelled(fetcher.next(SILENCE_MAX)).await {
+                Some(Ok(Some(fetched))) => fetched,
+                // Who does not lead says so; what it does send is whole.
+                Some(Err(error)) if error.is::<RunError>() => {
+                    println!("a reader of {group} got a damaged run from {address}: {error}");
+                    return Err(error);
+                }
+                Some(Ok(None) | Err(_)) | None => break,
+            };
             let queue = shared.queue(&group, fetched.queue);
             let position = next.iter_mut().find(|(id, _)| *id == fetched.queue);
             if let Some((_, position)) = position {
