@@ -2,7 +2,6 @@
 //! between them.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use drumlin_proto::ids::{GroupName, QueueKey};
@@ -138,14 +137,12 @@ impl Edge {
 
     /// Proposes to lease what the queues have for the poll.
     fn choose(&self, poll: &PollRequest) -> (Round, Vec<Proposed>) {
-        let first = usize::try_from(self.next_queue.fetch_add(1, Ordering::Relaxed)).unwrap_or(0);
+        // In turn with other calls, it could always be the same few.
+        let first = fastrand::usize(..poll.queues.len().max(1));
         let mut room = poll.records_max;
         let mut round = Round::default();
         let mut proposed: Vec<Proposed> = Vec::new();
-        for n in 0..poll.queues.len() {
-            let Some(queue) = poll.queues.get((first.wrapping_add(n)) % poll.queues.len()) else {
-                continue;
-            };
+        for queue in poll.queues.iter().cycle().skip(first).take(poll.queues.len()) {
             match self.plans.propose(self.replica(), *queue, &poll.want, room, Some(poll.late)) {
                 Ok(None) => {}
                 Ok(Some(plan)) => {

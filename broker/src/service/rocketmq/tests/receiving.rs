@@ -104,6 +104,26 @@ async fn the_queue_of_a_poll_is_no_filter() {
 }
 
 #[tokio::test]
+async fn polls_that_alternate_with_sends_are_given_of_all_queues() {
+    let fixture = Fixture::start().await;
+    fixture.topic(TOPIC).await;
+    for n in 0..80 {
+        fixture.store(vec![message(&n.to_string())]).await;
+    }
+    let mut queues = BTreeSet::new();
+    // Half of the queues would have enough.
+    for n in 0..39 {
+        let one = ReceiveMessageRequest { batch_size: 1, ..poll(LONG, LEASE) };
+        let received = fixture.receive(one).await;
+        queues.insert(system(&received.messages[0]).queue_id);
+        fixture.store(vec![message(&format!("reply {n}"))]).await;
+    }
+    let odd: BTreeSet<bool> = queues.iter().map(|queue| queue % 2 == 1).collect();
+    assert_eq!(odd.len(), 2, "{queues:?}");
+    fixture.stop().await;
+}
+
+#[tokio::test]
 async fn a_new_group_starts_at_the_earliest_message() {
     let fixture = Fixture::start().await;
     fixture.topic(TOPIC).await;
