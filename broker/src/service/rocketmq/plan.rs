@@ -138,9 +138,11 @@ impl Proposed {
     }
 }
 
-/// What the state says of one (group, queue).
+/// What the state says of one (group, queue), with what is planned already.
 struct Standing {
     next: QueueOffset,
+    /// Of up to half of what is asked for, where there are new records for the rest: neither keeps
+    /// the other waiting.
     due: Vec<QueueOffset>,
     /// How many records may be delivered for the first time.
     room: usize,
@@ -149,16 +151,19 @@ struct Standing {
 fn standing(
     replica: &Replica,
     (group, queue): (GroupId, QueueKey),
-    reserved: &BTreeSet<QueueOffset>,
+    plan: &QueuePlan,
     records_max: usize,
 ) -> Result<Option<Standing>, ReadError> {
     let now_ms = replica.clock_ms();
     let view = replica.view();
-    let Some(next) = view.state.delivery_offset(group, queue, &view.index)? else {
+    let Some(delivered) = view.state.delivery_offset(group, queue, &view.index)? else {
         return Ok(None);
     };
+    let next = if plan.in_flight > 0 { plan.next } else { delivered };
+    let has_new = view.state.queue_range(queue).is_some_and(|range| next < range.end);
+    let due_max = if has_new { records_max.div_ceil(2) } else { records_max };
     let leases = view.state.leases(group, queue);
-    let due = leases.map_or_else(Vec::new, |leases| leases.due(now_ms, reserved, records_max));
+    let due = leases.map_or_else(Vec::new, |leases| leases.due(now_ms, &plan.again, due_max));
     let room = leases.map_or(IN_FLIGHT_MAX, QueueLeases::room);
     Ok(Some(Standing { next, due, room }))
 }
@@ -210,12 +215,11 @@ impl Plans {
         if plan.failed {
             return Ok(None);
         }
-        let Some(standing) = standing(replica, (want.group, queue), &plan.again, records_max)?
-        else {
+        let Some(standing) = standing(replica, (want.group, queue), &plan, records_max)? else {
             return Ok(None);
         };
         let Some((min, end)) = replica.queue_range(queue) else { return Ok(None) };
-        let from = if plan.in_flight > 0 { plan.next } else { standing.next };
+        let from = standing.next;
         let mut reader = QueueReader::new(replica, queue);
         let (again, unwanted) = wanted(&mut reader, standing.due, &want.filter)?;
         let room = (records_max - again.len()).min(standing.room);
@@ -250,7 +254,7 @@ impl Plans {
         let Some((filter, from, to)) = plan.scanned.take().filter(|_| idle) else {
             return Ok(None);
         };
-        let standing = standing(replica, (want.group, queue), &plan.again, 0)?;
+        let standing = standing(replica, (want.group, queue), &plan, 0)?;
         if filter != want.filter || from == to || standing.is_none_or(|s| s.next != from) {
             return Ok(None);
         }

@@ -236,6 +236,21 @@ async fn a_lease_that_ends_brings_the_message_back_with_a_higher_attempt() {
 }
 
 #[tokio::test]
+async fn what_comes_again_leaves_room_for_what_is_new() {
+    let fixture = Fixture::start().await;
+    fixture.topic(TOPIC).await;
+    fixture.store((0..64).map(|n| grouped(&n.to_string(), "g")).collect()).await;
+    let short_lease = Duration::from_millis(20);
+    assert_eq!(fixture.receive(poll(LONG, short_lease)).await.messages.len(), 32);
+    let first = flight(&fixture).unwrap();
+    until(&fixture, |fixture| fixture.edge.replica().clock_ms() >= first.expires_ms).await;
+    let received = fixture.receive(poll(LONG, LEASE)).await;
+    let again = received.messages.iter().filter(|message| attempt(message) == 2).count();
+    assert_eq!((received.messages.len(), again), (32, 16));
+    fixture.stop().await;
+}
+
+#[tokio::test]
 async fn a_zero_invisible_duration_brings_the_message_back_at_once() {
     let fixture = Fixture::start().await;
     fixture.topic(TOPIC).await;
