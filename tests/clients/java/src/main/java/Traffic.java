@@ -2,10 +2,12 @@ import java.io.BufferedReader;
 import java.io.InputStreamReader;
 import java.nio.charset.StandardCharsets;
 import java.time.Duration;
+import java.util.List;
 import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.function.BooleanSupplier;
+import java.util.stream.Collectors;
 import org.apache.rocketmq.client.apis.ClientConfiguration;
 import org.apache.rocketmq.client.apis.ClientServiceProvider;
 import org.apache.rocketmq.client.apis.consumer.FilterExpression;
@@ -20,6 +22,8 @@ import org.apache.rocketmq.client.apis.producer.Producer;
 final class Traffic {
     private static final int PHASE_MESSAGES = 30;
     private static final Duration PATIENCE = Duration.ofSeconds(120);
+    /** Ids that are named when messages are missing. */
+    private static final int TOLD_MAX = 50;
     /** What came in an answer that got lost comes again behind it. */
     private static final Duration LEASE =
         Duration.ofSeconds(Integer.parseInt(System.getenv().getOrDefault("LEASE_S", "60")));
@@ -119,9 +123,10 @@ final class Traffic {
         }
     }
 
-    private long missing() {
+    private List<String> missing() {
         return acked.entrySet().stream()
-            .filter(sent -> !sent.getValue().equals(received.get(sent.getKey()))).count();
+            .filter(sent -> !sent.getValue().equals(received.get(sent.getKey())))
+            .map(Map.Entry::getKey).sorted().collect(Collectors.toList());
     }
 
     private synchronized String told() {
@@ -144,6 +149,17 @@ final class Traffic {
         return true;
     }
 
+    /** Slow consumers may take their time, as long as more comes. */
+    private boolean untilAllReceived() {
+        for (int count = missing().size(); count > 0; count = missing().size()) {
+            int before = count;
+            if (!until(() -> missing().size() < before)) {
+                return false;
+            }
+        }
+        return true;
+    }
+
     private int obey() throws Exception {
         Thread sender = new Thread(this::send);
         sender.start();
@@ -160,10 +176,11 @@ final class Traffic {
             } else {
                 sending = false;
                 sender.join(PATIENCE.toMillis());
-                done = until(() -> missing() == 0);
+                done = untilAllReceived();
                 receiving = false;
             }
-            String missing = done ? "" : " missing " + missing();
+            String missing = done ? "" : " missing " + missing().size() + ": "
+                + missing().stream().limit(TOLD_MAX).collect(Collectors.joining(" "));
             System.out.println((done ? "ok " : "FAILED ") + name + " " + told() + missing);
             if (!done || name.equals(line)) {
                 return done ? 0 : 1;
