@@ -195,9 +195,16 @@ fn member_links(Roles { leader, follower }: &Roles) -> [(&str, &str); 4] {
 async fn swizzle(run: &mut Run, roles: &Roles) -> Result<()> {
     let mut links = member_links(roles);
     let pause = window() / u32::try_from(2 * links.len())?;
-    for (from, to) in links {
-        run.cluster.link_between(from, to, Purpose::Peer)?.set(Mode::Blackhole);
+    tokio::time::sleep(pause).await;
+    for (from, to) in links.into_iter().skip(1) {
+        let link = run.cluster.link_between(from, to, Purpose::Peer)?;
+        let before = link.counts().felt();
+        link.set(Mode::Blackhole);
         tokio::time::sleep(pause).await;
+        wait_for(&format!("{from} has nothing to say to {to}"), PATIENCE, async || {
+            Ok((link.counts().felt() > before).then_some(()))
+        })
+        .await?;
     }
     run.rng.shuffle(&mut links);
     for (from, to) in links {
