@@ -172,12 +172,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(())
     }
 
-    /// The hint may have outrun the durable log: it is clamped to what is there.
+    /// The hint may have outrun the durable log: it is clamped to what is there, if that is of the
+    /// term it names. It may be a tail of an older term, which a later leader had cut off already,
+    /// though not on the disk yet: Raft would answer for entries in its place without having them.
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
         let Some(hint) = self.hint.read()? else { return Ok(None) };
         let Some(last) = self.log.last() else { return Ok(None) };
         if hint.index >= last.index {
-            return Ok(Some(log_id(last)));
+            return Ok((last.term == hint.term).then(|| log_id(last)));
         }
         let known = self.log.id_of(hint.index)?;
         Ok((known == Some(hint)).then(|| log_id(hint)))

@@ -212,6 +212,19 @@ async fn committed_hint_is_clamped_to_what_the_log_has() {
     assert_eq!(store.read_committed().await.unwrap(), None, "another entry than the log's");
 }
 
+/// What it names was committed, but a cut that makes room for it may wait for the disk when the
+/// process dies.
+#[tokio::test]
+async fn tail_of_an_older_term_is_not_committed_by_a_hint_behind_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    append(&mut store, (0..3).map(blank)).await;
+    for index in [2, 9] {
+        store.save_committed(Some(LogId::new_term_index(2, index))).await.unwrap();
+        assert_eq!(store.read_committed().await.unwrap(), None, "hint at {index}");
+    }
+}
+
 #[tokio::test]
 async fn torn_hint_counts_as_none() {
     let dir = tempfile::tempdir().unwrap();
