@@ -92,6 +92,10 @@ impl Leadership {
         loop {
             looks.tick().await;
             let now = Instant::now();
+            if replica.is_given_away_in_vain(now) {
+                replica.request_restart("leadership was given away and nobody took it");
+                return;
+            }
             let appended_end = replica.appended_end();
             stall.sample(now, appended_end, replica.log().settled_end().borrow().index);
             let status: RaftStatus = *status.borrow();
@@ -194,7 +198,7 @@ impl Replica {
     pub async fn transfer(&self, to: Option<u64>) -> Result<u64, TransferError> {
         let me = self.identity().node_id;
         let mut status = self.raft_status();
-        let leader = status.borrow_and_update().leader;
+        let RaftStatus { term, leader, .. } = *status.borrow_and_update();
         if leader != Some(me) {
             return Err(TransferError::NotLeader { leader });
         }
@@ -206,22 +210,29 @@ impl Replica {
         };
         let id = target.ok_or(TransferError::NobodyInStep)?;
         let ended = |error: String| TransferError::Ended(error);
+        let patience = 3 * self.shared.election_timeout + Duration::from_secs(1);
+        let until = Instant::now() + patience;
+        // Before Raft does it: whoever waits here may be gone by then.
+        *self.shared.given_away.lock() = Some((term, until));
         let trigger = self.shared.raft.trigger();
         trigger.transfer_leader(id).await.map_err(|fatal| ended(fatal.to_string()))?;
         let moved = status.wait_for(|status| status.leader.is_some_and(|leader| leader != me));
-        let patience = 3 * self.shared.election_timeout + Duration::from_secs(1);
-        let moved = tokio::time::timeout(patience, moved).await;
+        let moved = tokio::time::timeout_at(until, moved).await;
         match moved.map(|status| status.map(|status| status.leader)) {
             Ok(Ok(leader)) => Ok(leader.unwrap_or(id)),
             Ok(Err(_)) => Err(ended("it is stopping".to_owned())),
-            Err(_) => {
-                // Raft takes no more writes here, and gives nothing back: only a new start does.
-                if self.raft_status().borrow().leader == Some(me) {
-                    self.request_restart("leadership was given away and nobody took it");
-                }
-                Err(TransferError::NotTaken { id })
-            }
+            Err(_) => Err(TransferError::NotTaken { id }),
         }
+    }
+
+    /// Whether Raft still has this node lead a term that it was to give away long ago. It takes no
+    /// writes then, nor does it send heartbeats, so that this node counts as no leader; but nothing
+    /// is given back: only a new start does that.
+    fn is_given_away_in_vain(&self, now: Instant) -> bool {
+        let Some((term, until)) = *self.shared.given_away.lock() else { return false };
+        let metrics = self.shared.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        now >= until && metrics.state.is_leader() && metrics.current_term == term.get()
     }
 
     /// Before a stop: tells the others, and lets one of them lead first if it can.

@@ -10,7 +10,7 @@ use drumlin_proto::ids::{QueueKey, QueueOffset, TopicId};
 use drumlin_proto::record::Run;
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
-use parking_lot::RwLockReadGuard;
+use parking_lot::{Mutex, RwLockReadGuard};
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -190,6 +190,8 @@ struct Shared {
     doubt: Arc<Doubt>,
     /// Held while the membership changes.
     changing: tokio::sync::Mutex<()>,
+    /// The last term that this node was told to give away, and until when another may take it.
+    given_away: Mutex<Option<(Term, Instant)>>,
     /// The longest.
     election_timeout: Duration,
 }

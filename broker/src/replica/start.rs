@@ -327,6 +327,7 @@ pub async fn start(
         gate: gating.view(),
         peers,
         changing: tokio::sync::Mutex::default(),
+        given_away: parking_lot::Mutex::default(),
         election_timeout: options.election_timeout_max,
         own: OwnState::new(options.identity.clone(), options.data_dir.clone()),
         digests,

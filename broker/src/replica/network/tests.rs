@@ -23,12 +23,14 @@ use crate::replica::peer_service::{Member, MemberIdentity, Responses};
 use crate::replica::peers::PeerStates;
 use crate::replica::raft_types::{LogId, RaftEntry};
 use crate::replica::wire::Caller;
+use crate::replica::leadership::TransferError;
 
 mod group;
 
 use group::{
     GROUP_UUID, Group, Way, closed_gate, create_topic, is_alone, is_paired, leader, log_options,
     run, send, within,
+use crate::replica::start::Ended;
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -349,6 +351,30 @@ impl Member for Sink {
     fn identity(&self) -> &MemberIdentity {
         &self.identity
     }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_whose_successor_is_gone_begins_anew() {
+    let group = Group::new(2, true).await;
+    let witness = group.start_witness().await;
+    let nodes = [group.start(0).await, group.start(1).await];
+    let leads = leader(&nodes).await;
+    create_topic(&nodes[leads]).await;
+    nodes[leads].until_mode(is_paired).await;
+    let to = 2 - leads as u64;
+    let mut peers = nodes[leads].replica.peers();
+    let is_heard = peers.wait_for(|peers| peers.get(&to).is_some_and(|peer| peer.fresh));
+    within("it to be heard", is_heard).await.unwrap();
+    group.set_links_of(1 - leads, Way::Silent);
+    let ended = nodes[leads].running.ended();
+    let moved = within("an answer", nodes[leads].replica.transfer(Some(to))).await;
+    assert_eq!(moved, Err(TransferError::NotTaken { id: to }));
+    let ended = within("its end", ended).await;
+    assert!(matches!(ended, Ended::Restart(_)), "{ended:?}");
+    for node in nodes {
+        node.kill().await;
+    }
+    witness.kill().await;
+}
 
     fn append(
         &self,
