@@ -2,9 +2,10 @@
 //! whole directory went back to an older copy; but the leader remembers what was answered in its
 //! term, and says so with its heartbeats.
 //!
-//! A data node votes and campaigns again once its log reaches as far as it had; after a restart it is
-//! told again, for as long as that leader lives. A witness does not: what it forgot may be a vote,
-//! so it must be replaced.
+//! A data node votes and campaigns again once its log reaches as far as it had, or has taken an entry
+//! of a later leader, whose log has all that was committed before; after a restart it is told again,
+//! for as long as that leader lives. A witness does not: what it forgot may be a vote, so it must be
+//! replaced.
 
 use tokio::sync::watch;
 
@@ -46,7 +47,8 @@ impl Doubt {
         let is_news = self.owed.send_if_modified(|known| {
             let is_news = known.is_none_or(|known| known.term < owed.term);
             if is_news {
-                *known = Some(owed);
+                let end = known.map_or(owed.end, |known| known.end.max(owed.end));
+                *known = Some(Owed { end, ..owed });
             }
             is_news
         });
@@ -65,12 +67,15 @@ impl Doubt {
         }
     }
 
-    /// A leader of this term is here: what was owed to an older one counts no more for a data node,
-    /// whose log this leader brings in line.
-    pub(crate) fn begin_term(&self, term: Term) {
-        if self.role == Role::Data {
-            self.owed.send_if_modified(|owed| owed.take_if(|owed| owed.term < term).is_some());
+    /// A leader's request was taken. Once its log reaches into a later term, a data node owes nothing
+    /// to the leader before; that this one is there is not enough: it may go before it has given
+    /// anything.
+    pub(crate) fn taken(&self) {
+        if self.role == Role::Witness || self.owed.borrow().is_none() {
+            return;
         }
+        let Some(last) = self.log.last() else { return };
+        self.owed.send_if_modified(|owed| owed.take_if(|owed| owed.term < last.term).is_some());
     }
 
     /// Why this node may not vote now; `None`: it may.
@@ -92,5 +97,87 @@ impl Doubt {
     /// What was found to be owed.
     pub(crate) fn owed(&self) -> watch::Receiver<Option<Owed>> {
         self.owed.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::entry::{Entry, EntryKind};
+    use crate::log::LogOptions;
+    use crate::position::EntryId;
+
+    fn owed(term: u64, end: u64) -> Owed {
+        Owed { term: Term::new(term), end: EntryIndex::new(end) }
+    }
+
+    fn append(log: &Log, term: u64, indexes: std::ops::Range<u64>) {
+        let entry = |index| Entry {
+            id: EntryId { term: Term::new(term), index: EntryIndex::new(index) },
+            kind: EntryKind::Blank,
+            clock_ms: 0,
+            item_count: 0,
+            payload_crc: 0,
+            payload: Bytes::new(),
+        };
+        log.append(indexes.map(entry).collect(), Box::new(|_| {})).unwrap();
+    }
+
+    /// Lacks what it had answered in term 5: entries 3 to 9.
+    fn short(role: Role) -> (tempfile::TempDir, Log, Doubt) {
+        let dir = tempfile::tempdir().unwrap();
+        let options = LogOptions {
+            segment_bytes: 1 << 20,
+            prepared_bytes: 0,
+            reserve_bytes: 4096,
+            ..LogOptions::new(uuid::Uuid::from_u128(7))
+        };
+        let (log, _) = Log::open(dir.path(), options, None).unwrap();
+        append(&log, 5, 0..3);
+        let doubt = Doubt::new(role, log.clone());
+        assert!(doubt.is_short(owed(5, 10)));
+        doubt.raise(owed(5, 10));
+        (dir, log, doubt)
+    }
+
+    #[test]
+    fn data_node_votes_again_once_it_has_what_it_had() {
+        let (_dir, log, doubt) = short(Role::Data);
+        append(&log, 5, 3..9);
+        doubt.taken();
+        assert!(doubt.reason().is_some(), "one is missing");
+        append(&log, 5, 9..10);
+        assert_eq!(doubt.reason(), None);
+    }
+
+    /// It may end there before it has given anything, and what was committed must not depend on it.
+    #[test]
+    fn later_leader_ends_a_doubt_by_entries_of_its_term_only() {
+        let (_dir, log, doubt) = short(Role::Data);
+        append(&log, 5, 3..6);
+        doubt.taken();
+        assert!(doubt.reason().is_some(), "of the leader before");
+        append(&log, 6, 6..7);
+        doubt.taken();
+        assert_eq!(doubt.reason(), None);
+    }
+
+    #[test]
+    fn loss_under_a_later_leader_does_not_hide_the_one_before() {
+        let (_dir, log, doubt) = short(Role::Data);
+        doubt.raise(owed(6, 4));
+        append(&log, 5, 3..4);
+        doubt.taken();
+        assert!(doubt.reason().is_some());
+    }
+
+    #[test]
+    fn witness_stays_in_doubt() {
+        let (_dir, log, doubt) = short(Role::Witness);
+        append(&log, 6, 3..20);
+        doubt.taken();
+        assert!(doubt.reason().is_some_and(|reason| reason.contains("replace-witness")));
     }
 }

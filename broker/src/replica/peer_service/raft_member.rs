@@ -147,7 +147,6 @@ impl<SM: RaftStateMachine<TypeConfig, SnapshotData = Manifest>> RaftMember<SM> {
 /// A request that was fed to Raft and is not answered yet.
 struct Fed {
     _permit: Option<OwnedSemaphorePermit>,
-    term: Term,
     /// What the log lacked when it came, though this leader was answered that it was there.
     lacked: Option<Owed>,
 }
@@ -225,7 +224,7 @@ impl<SM: RaftStateMachine<TypeConfig, SnapshotData = Manifest>> Member for RaftM
                         rises
                     });
                 }
-                feeding.lock().push_back(Fed { _permit: permit, term, lacked });
+                feeding.lock().push_back(Fed { _permit: permit, lacked });
                 Some(request)
             }
         });
@@ -234,10 +233,10 @@ impl<SM: RaftStateMachine<TypeConfig, SnapshotData = Manifest>> Member for RaftM
         let answers = self.raft.stream_append(requests).map(move |answer| {
             let fed = fed.lock().pop_front();
             let answer = answer.map_err(fatal)?;
-            if let Some(Fed { term, lacked, .. }) = fed
+            if let Some(Fed { lacked, .. }) = fed
                 && !matches!(answer, Err(StreamAppendError::HigherVote(_)))
             {
-                doubt.begin_term(term);
+                doubt.taken();
                 if let Some(owed) = lacked {
                     doubt.raise(owed);
                     lost(&doubt, role)?;
