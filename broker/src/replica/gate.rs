@@ -63,6 +63,16 @@ pub enum Gone {
     Silent,
 }
 
+/// What an answer that entries are there means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Matched {
+    Usual,
+    /// The peer was lost and has all again that it had.
+    Back,
+    /// It was on its way when the peer's log went back, and says nothing of what it is now.
+    Stale,
+}
+
 /// What an answer at a conflict means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Conflict {
@@ -260,7 +270,7 @@ impl Gate {
     }
 
     /// A member answered that it has synced the leader's log of `term` up to `end`. Answers of older
-    /// terms, and from before a loss, say nothing. True if it was lost and has all again.
+    /// terms, and from before a loss, say nothing.
     pub fn peer_matched(
         &mut self,
         id: u64,
@@ -268,19 +278,19 @@ impl Gate {
         losses: LossCount,
         end: EntryIndex,
         now: Instant,
-    ) -> bool {
+    ) -> Matched {
         match self.leading {
             Some(leading) if leading.term == term => {}
-            Some(leading) if leading.term > term => return false,
+            Some(leading) if leading.term > term => return Matched::Usual,
             Some(_) | None => {
                 self.early.insert(id, (term, losses, end));
-                return false;
+                return Matched::Usual;
             }
         }
         let own_end = self.own_end;
         let peer = self.peers.entry(id).or_default();
         if peer.losses != losses {
-            return false;
+            return Matched::Stale;
         }
         peer.refuses = false;
         if end > peer.matched_end {
@@ -293,7 +303,7 @@ impl Gate {
             peer.lost_end = None;
         }
         self.judge(now);
-        is_back
+        if is_back { Matched::Back } else { Matched::Usual }
     }
 
     /// A member answered that it does not hold the leader's entry at `index`.

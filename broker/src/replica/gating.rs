@@ -16,7 +16,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::gate::{Conflict, Decision, Gate, GateView, LossCount, Mode, Patience};
+use super::gate::{Conflict, Decision, Gate, GateView, LossCount, Matched, Mode, Patience};
 use super::log_store::LogFacts;
 use super::membership::Role;
 use super::peers::PeerStates;
@@ -51,6 +51,9 @@ struct Inner {
     term: Option<Term>,
     /// Members of which Raft would take it that their logs went back, once.
     armed: BTreeSet<u64>,
+    /// Members of which Raft is being told just that. Armed again before it has heard it, it would
+    /// not be afterwards; that it has shows in the next entries that are there.
+    reverting: BTreeSet<u64>,
     /// Lost members of which Raft has not heard it yet.
     unreported: BTreeSet<u64>,
 }
@@ -62,6 +65,7 @@ impl Gating {
             gate: Gate::new(patience, Mode::Paired),
             term: None,
             armed: BTreeSet::new(),
+            reverting: BTreeSet::new(),
             unreported: BTreeSet::new(),
         };
         let shared = Shared {
@@ -112,11 +116,26 @@ impl Gating {
         self.shared.inner.lock().gate.answered_end(member, term)
     }
 
-    /// A member has synced this leader's log of `term` up to `end`.
-    pub(crate) fn matched(&self, member: u64, term: Term, losses: LossCount, end: EntryIndex) {
-        if self.tell(|inner, now| inner.gate.peer_matched(member, term, losses, end, now)) {
+    /// A member has synced this leader's log of `term` up to `end`. A stale answer is not for Raft
+    /// either.
+    pub(crate) fn matched(
+        &self,
+        member: u64,
+        term: Term,
+        losses: LossCount,
+        end: EntryIndex,
+    ) -> Matched {
+        let matched = self.tell(|inner, now| {
+            let matched = inner.gate.peer_matched(member, term, losses, end, now);
+            if matched != Matched::Stale {
+                inner.reverting.remove(&member);
+            }
+            matched
+        });
+        if matched == Matched::Back {
             tracing::info!(member, %term, %end, "a member that had lost entries has them again");
         }
+        matched
     }
 
     /// A member does not hold the entry at `index`. With what that means: whether Raft must not hear
@@ -136,7 +155,11 @@ impl Gating {
             let is_held_back = match conflict {
                 Conflict::Stale => true,
                 Conflict::Usual | Conflict::Lost if !inner.unreported.contains(&member) => false,
-                Conflict::Usual | Conflict::Lost => !inner.armed.remove(&member),
+                Conflict::Usual | Conflict::Lost if inner.armed.remove(&member) => {
+                    inner.reverting.insert(member);
+                    false
+                }
+                Conflict::Usual | Conflict::Lost => true,
             };
             if !is_held_back {
                 inner.unreported.remove(&member);
@@ -157,6 +180,13 @@ impl Gating {
 
     pub(crate) fn refused(&self, member: u64) {
         self.tell(|inner, now| inner.gate.peer_refused(member, now));
+    }
+
+    /// Of which members Raft may be told now to take it that their logs went back.
+    fn unarmed(&self, keepers: &BTreeSet<u64>) -> Vec<u64> {
+        let inner = self.shared.inner.lock();
+        let is_unarmed = |id: &&u64| !inner.armed.contains(*id) && !inner.reverting.contains(*id);
+        keepers.iter().filter(is_unarmed).copied().collect()
     }
 
     fn tell<T>(&self, fact: impl FnOnce(&mut Inner, Instant) -> T) -> T {
@@ -296,6 +326,7 @@ impl Driving {
             if inner.term != part.term {
                 inner.term = part.term;
                 inner.armed.clear();
+                inner.reverting.clear();
                 inner.unreported.clear();
             }
             gate.set_mode(facts.mode, now);
@@ -315,11 +346,7 @@ impl Driving {
     /// where those are trimmed, by files. Never a witness: that is to be replaced.
     async fn arm(&self, part: &Part) {
         let Some(term) = part.term else { return };
-        let unarmed: Vec<u64> = {
-            let inner = self.gating.shared.inner.lock();
-            part.keepers.difference(&inner.armed).copied().collect()
-        };
-        for member in unarmed {
+        for member in self.gating.unarmed(&part.keepers) {
             match self.raft.trigger().allow_next_revert(&member, true).await {
                 Ok(Ok(())) => {
                     let mut inner = self.gating.shared.inner.lock();
@@ -378,4 +405,37 @@ async fn outcome(proposed: &mut Option<Proposed>) -> Option<(EntryKind, Result<(
         Err(_) => Err("raft has ended".to_owned()),
     };
     proposed.take().map(|proposed| (proposed.kind, outcome))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn raft_is_armed_again_only_once_it_has_heard_of_a_loss() {
+        const MEMBER: u64 = 2;
+        let term = Term::new(3);
+        let index = EntryIndex::new;
+        let (silence_max, new_leader_silence_max) = (Duration::from_secs(2), Duration::ZERO);
+        let gating = Gating::new(Patience { silence_max, new_leader_silence_max });
+        let keepers = BTreeSet::from([MEMBER]);
+        gating.change(|inner, now| {
+            inner.gate.set_voters(keepers.clone(), now);
+            inner.gate.begin_term(term, index(10), Mode::Paired, now);
+        });
+        let before = gating.losses(MEMBER);
+        gating.matched(MEMBER, term, before, index(20));
+        let unarmed = gating.conflict(MEMBER, term, before, index(19));
+        assert_eq!(unarmed, (Conflict::Lost, true), "held back");
+        assert_eq!(gating.unarmed(&keepers), vec![MEMBER]);
+        gating.change(|inner, _| inner.armed.insert(MEMBER));
+        let since = gating.losses(MEMBER);
+        let told = gating.conflict(MEMBER, term, since, index(19));
+        assert_eq!(told, (Conflict::Usual, false), "now Raft is told");
+        assert!(gating.unarmed(&keepers).is_empty());
+        assert_eq!(gating.matched(MEMBER, term, before, index(20)), Matched::Stale);
+        assert!(gating.unarmed(&keepers).is_empty(), "it says nothing of what Raft has heard");
+        assert_eq!(gating.matched(MEMBER, term, since, index(5)), Matched::Usual);
+        assert_eq!(gating.unarmed(&keepers), vec![MEMBER]);
+    }
 }

@@ -51,7 +51,7 @@ impl Bench {
     }
 
     /// Over a connection that began when its log had gone back so often.
-    fn matched_since(&mut self, losses: LossCount, end: u64) -> bool {
+    fn matched_since(&mut self, losses: LossCount, end: u64) -> Matched {
         self.gate.peer_matched(P, Term::new(3), losses, index(end), self.now)
     }
 
@@ -291,10 +291,10 @@ fn lost_peer_counts_again_once_it_has_what_it_had_answered() {
     bench.own(30);
     bench.alone_at(20);
     let since = bench.gate.losses(P);
-    assert!(!bench.matched_since(since, 19));
+    assert_eq!(bench.matched_since(since, 19), Matched::Usual);
     assert_eq!(bench.gate.matched_end(), index(19));
     assert!(bench.gate.view(bench.now).gone.contains_key(&P), "it lacks an entry still");
-    assert!(bench.matched_since(since, 20));
+    assert_eq!(bench.matched_since(since, 20), Matched::Back);
     assert!(bench.gate.view(bench.now).gone.is_empty());
     assert_eq!(bench.conflict(3, 19), Conflict::Lost, "it may go back again");
 }
@@ -304,7 +304,7 @@ fn what_was_said_before_a_loss_says_nothing() {
     let mut bench = Bench::in_step();
     let before = bench.gate.losses(P);
     bench.conflict(3, 19);
-    bench.matched_since(before, 20);
+    assert_eq!(bench.matched_since(before, 20), Matched::Stale);
     assert_eq!(bench.gate.matched_end(), EntryIndex::ZERO);
     bench.matched(20);
     let late = bench.gate.peer_conflict(P, Term::new(3), before, index(12), bench.now);

@@ -17,7 +17,7 @@ use super::failure::LinkError;
 use super::link::{LOST, Link, Purpose};
 use super::session::Session;
 use crate::position::{EntryIndex, Term};
-use crate::replica::gate::Conflict;
+use crate::replica::gate::{Conflict, Matched};
 use crate::replica::membership::Role;
 use crate::replica::raft_types::{TypeConfig, entry_id};
 use crate::replica::wire::{self, StreamAppendResult};
@@ -156,7 +156,10 @@ impl Link {
             // What a heartbeat matches is known already.
             Ok(Some(id)) if self.purpose == Purpose::Entries => {
                 let end = entry_id(id).index.next();
-                self.gating().matched(target, term, losses, end);
+                if self.gating().matched(target, term, losses, end) == Matched::Stale {
+                    let stale = LinkError::Stale { name: self.name() };
+                    return Err(self.failed(stale));
+                }
             }
             Err(StreamAppendError::Conflict(id)) => {
                 let index = entry_id(id).index;
