@@ -2,8 +2,9 @@
 //! others may hold entries that were acknowledged and that it lacks. Only an operator may ask for
 //! it, after having read what is given up.
 //!
-//! The new UUID is written first: should the process die before the membership is, the node is a
-//! member of a group in which nobody answers it, and the command is simply repeated.
+//! The new UUID is written first, then the vote: should the process die before the membership is,
+//! the node is a member of a group in which nobody answers it, and the command is simply repeated.
+//! A membership of a term that the vote does not know would be a log that nobody can go on with.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -180,10 +181,10 @@ impl Candidate {
             // Whoever waited has gone if nobody takes it.
             done.send(result).ok();
         });
-        self.log.append(vec![entry], flushed).map_err(closed)?;
-        let gone = |_| ElectError::Log("it closed before the entry was synced".to_owned());
-        synced.await.map_err(gone)??;
+        let gone = |_| ElectError::Log("it closed before the election was synced".to_owned());
         self.log.save_vote(vote).map_err(closed)?.await.map_err(gone)??;
+        self.log.append(vec![entry], flushed).map_err(closed)?;
+        synced.await.map_err(gone)??;
         let log = self.log;
         tokio::task::spawn_blocking(move || log.close()).await.map_err(io::Error::other)?;
         drop(data_dir);
