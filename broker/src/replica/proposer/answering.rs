@@ -111,8 +111,12 @@ impl Patience {
                 }
             }
             let until = *self.until.get_or_insert_with(|| Instant::now() + self.limit);
-            if tokio::time::timeout_at(until, status.wait_for(leads)).await.is_err() {
-                return;
+            let told = tokio::time::timeout_at(until, status.wait_for(leads)).await;
+            match told.map(|told| told.is_ok()) {
+                Ok(true) => {}
+                // Nobody will tell any more; an outcome may be on its way.
+                Ok(false) => return tokio::time::sleep_until(until).await,
+                Err(_) => return,
             }
         }
     }
@@ -157,6 +161,22 @@ mod tests {
             patience.end(&mut status, TERM).await;
         }
         assert!((limit..50 * limit).contains(&began.elapsed()), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn status_that_nobody_tells_any_more_is_waited_for_without_asking_again() {
+        let limit = Duration::from_millis(50);
+        let (sender, mut status) = watch::channel(RaftStatus { serving: false, ..serving(3) });
+        drop(sender);
+        let mut patience = Patience::new(limit);
+        let mut waits = std::pin::pin!(patience.end(&mut status, TERM));
+        let mut poll_count = 0;
+        let ended = std::future::poll_fn(|context| {
+            poll_count += 1;
+            waits.as_mut().poll(context)
+        });
+        ended.await;
+        assert!(poll_count < 10, "{poll_count} polls in {limit:?}");
     }
 
     #[tokio::test]
