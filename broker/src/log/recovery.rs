@@ -13,6 +13,7 @@ use super::scan::{Behind, Expected, Fault, Scanner};
 use super::segment::{
     FRAME_BYTES_MAX, HEADER, HEADER_BYTES, Segment, SegmentError, SegmentHeader, parse_file_name,
 };
+use super::slots::Slots;
 use super::storage::{Storage, StorageFile, read_full_at};
 use super::unsynced::UNSYNCED_BYTES_MAX;
 use super::vote::{Local, load_local, load_vote, write_local};
@@ -71,7 +72,7 @@ pub(super) fn recover(
     storage.sync_folder("")?;
     let listing = list(storage.as_ref())?;
     let used = !listing.segments.is_empty();
-    let (local, local_slots) = load_local(storage.as_ref(), options.group_uuid)?;
+    let (local, mut local_slots) = load_local(storage.as_ref(), options.group_uuid)?;
     let (vote, vote_slots) = load_vote(storage.as_ref(), options.group_uuid, used, local.as_ref())?;
     let found = read_headers(storage.as_ref(), &listing, options.group_uuid)?;
     let newest = found.iter().map(|segment| segment.header.incarnation).max().unwrap_or(0);
@@ -93,9 +94,23 @@ pub(super) fn recover(
         (state.begin_first()?, None, RecoveryReport::default())
     } else {
         let durable = proven(local.as_ref(), mark.as_ref(), &found);
-        state.resume(mark.as_ref(), durable)?
+        let resumed = state.resume(mark.as_ref(), durable);
+        if let (Err(OpenError::Io(_)), Some(before)) = (&resumed, local) {
+            fence_unsynced(before, &mut local_slots)?;
+        }
+        resumed?
     };
     finish(opened, last, report, vote, vote_slots, local, local_slots, options)
+}
+
+/// What was settled and not synced may be gone with a sync that fails here, and the next start would
+/// take the rest for all of it.
+fn fence_unsynced(before: Local, local_slots: &mut Slots) -> io::Result<()> {
+    if !before.deferred || before.clean {
+        return Ok(());
+    }
+    write_local(local_slots, &Local { fenced: true, ..before })?;
+    local_slots.sync()
 }
 
 struct State<'a> {
@@ -214,9 +229,9 @@ fn finish(
     last: Option<EntryId>,
     mut report: RecoveryReport,
     vote: Option<Vote>,
-    vote_slots: super::slots::Slots,
+    vote_slots: Slots,
     local: Option<Local>,
-    mut local_slots: super::slots::Slots,
+    mut local_slots: Slots,
     options: &LogOptions,
 ) -> Result<Recovered, OpenError> {
     let boot_id = *options.boot_id.as_bytes();

@@ -187,6 +187,31 @@ fn deferred_sync_that_fails_closes_the_log_and_fences_the_next_start() {
 }
 
 #[test]
+fn start_that_fails_to_sync_what_was_settled_fences_the_next() {
+    let mut lost_some = false;
+    let mut number = 0;
+    loop {
+        number += 1;
+        let mut node = Node::new();
+        assert!(node.append(batch(0, 30)));
+        let Node { disk, dir, log, stepper, .. } = node;
+        drop((log, stepper));
+        let before = disk.operations();
+        disk.fail_at(number, Fault::Error);
+        let opened = Log::open_stepped(Arc::new(disk.clone()), deferring(1), None).is_ok();
+        if disk.operations() < before + number {
+            break;
+        }
+        disk.restart_process();
+        let node = Node::on(disk, dir, deferring(1));
+        let is_whole = all(&node.log).len() == 30;
+        assert!(is_whole || node.log.is_fenced(), "operation {number}, opened: {opened}");
+        lost_some |= !is_whole;
+    }
+    assert!(lost_some, "no sync took anything with it: nothing is shown");
+}
+
+#[test]
 fn cut_of_what_is_not_synced_lowers_both_ends() {
     let mut node = Node::new();
     assert!(node.append(batch(0, 4)));
