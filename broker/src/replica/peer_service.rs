@@ -274,7 +274,11 @@ impl Peer for PeerService {
         request: Request<proto::AdoptRequest>,
     ) -> Result<Response<proto::AdoptResponse>, Status> {
         self.caller(request.metadata())?;
-        self.shared.host.adopt(request.into_inner()).await.map(Response::new)
+        let host = Arc::clone(&self.shared.host);
+        // It goes on where its caller gives up: half of it would keep the node from any other.
+        let adopting = tokio::spawn(async move { host.adopt(request.into_inner()).await });
+        let adopted = adopting.await.map_err(|error| Status::internal(error.to_string()))?;
+        adopted.map(Response::new)
     }
 
     async fn state(

@@ -9,7 +9,10 @@ use drumlin_proto::native as proto;
 use futures::stream;
 use openraft::EntryPayload;
 use openraft::async_runtime::WatchReceiver;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Status, Streaming};
 use uuid::Uuid;
 
@@ -19,7 +22,9 @@ use crate::replica::ProposeError;
 use crate::replica::doubt::Doubt;
 use crate::replica::gate::{GateView, Gone};
 use crate::replica::membership::Role;
-use crate::replica::peer_service::{Member, MemberIdentity, Responses};
+use crate::replica::peer_service::{
+    Host, Member, MemberIdentity, PeerService, Responses, listener,
+};
 use crate::replica::peers::PeerStates;
 use crate::replica::raft_types::{LogId, RaftEntry};
 use crate::replica::wire::Caller;
@@ -466,6 +471,57 @@ async fn callers_of_others_are_turned_away() {
     let mut client = client(channel);
     let right = Caller {
         cluster: "c".into(),
+/// Takes its time to adopt.
+#[derive(Debug, Default)]
+struct SlowHost {
+    asked: Notify,
+    goes_on: Notify,
+    adopted: Notify,
+}
+
+#[tonic::async_trait]
+impl Host for SlowHost {
+    async fn probe(&self, _: &str) -> Result<proto::ProbeResponse, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    async fn adopt(&self, _: proto::AdoptRequest) -> Result<proto::AdoptResponse, Status> {
+        self.asked.notify_one();
+        self.goes_on.notified().await;
+        self.adopted.notify_one();
+        Ok(proto::AdoptResponse::default())
+    }
+}
+
+#[tokio::test]
+async fn adoption_goes_on_where_its_caller_gives_up() {
+    let host = Arc::new(SlowHost::default());
+    let bound = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = bound.local_addr().unwrap().to_string();
+    let service = PeerService::new("c".into(), Arc::clone(&host) as Arc<dyn Host>);
+    let stop = CancellationToken::new();
+    let server = listener().add_service(service.server());
+    let stopped = stop.clone().cancelled_owned();
+    let serving = server.serve_with_incoming_shutdown(TcpIncoming::from(bound), stopped);
+    let serving = tokio::spawn(serving);
+    let caller =
+        Caller { cluster: "c".into(), broker_group: "a".into(), group_uuid: None, from: 1, to: 2 };
+    let mut request = Request::new(proto::AdoptRequest::default());
+    caller.write(request.metadata_mut()).unwrap();
+    let asking = tokio::spawn(async move {
+        let channel = endpoint(&address).unwrap().connect().await.unwrap();
+        client(channel).adopt(request).await.map(drop)
+    });
+    within("the question", host.asked.notified()).await;
+    asking.abort();
+    assert!(asking.await.unwrap_err().is_cancelled());
+    // Then nothing of the call is left.
+    stop.cancel();
+    within("its end", serving).await.unwrap().unwrap();
+    host.goes_on.notify_one();
+    within("the adoption", host.adopted.notified()).await;
+}
+
         broker_group: "a".into(),
         group_uuid: Some(GROUP_UUID),
         from: 2,
