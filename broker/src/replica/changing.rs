@@ -9,6 +9,7 @@ use openraft::errors::ClientWriteError;
 use openraft::errors::RaftError;
 
 use super::bootstrap;
+use super::gate::Gone;
 use super::leadership::TransferError;
 use super::membership::{BrokerNode, Role};
 use super::raft_types::{Membership, TypeConfig, entry_id};
@@ -191,6 +192,7 @@ impl Replica {
         let node = members.nodes.get(&old.unwrap_or_default());
         if let (Some(old), Some(node)) = (old, node)
             && node.name == name
+            && !self.is_lost(old)
             && self.answers_as(old, name, address).await
         {
             // As where this was asked before, and the answer did not arrive.
@@ -270,6 +272,12 @@ impl Replica {
         }
         tracing::info!(id, name, address, ?role, "added a member");
         Ok(id)
+    }
+
+    /// Whether a member lost what it had answered, as the gate has found out or it says itself.
+    fn is_lost(&self, id: u64) -> bool {
+        let is_found_out = self.gate().borrow().gone.get(&id) == Some(&Gone::Lost);
+        is_found_out || self.peers().borrow().get(&id).is_some_and(|peer| peer.state.fenced)
     }
 
     /// Whether the node at `address` is this member of this group.

@@ -17,25 +17,27 @@ use tonic::{Code, Request, Status, Streaming};
 use uuid::Uuid;
 
 use super::*;
+use crate::config::NodeAddress;
 use crate::log::{Log, LogOptions};
 use crate::replica::ProposeError;
+use crate::replica::changing::ChangeError;
 use crate::replica::doubt::Doubt;
 use crate::replica::gate::{GateView, Gone};
+use crate::replica::leadership::TransferError;
 use crate::replica::membership::Role;
 use crate::replica::peer_service::{
     Host, Member, MemberIdentity, PeerService, Responses, listener,
 };
 use crate::replica::peers::PeerStates;
 use crate::replica::raft_types::{LogId, RaftEntry};
+use crate::replica::start::Ended;
 use crate::replica::wire::Caller;
-use crate::replica::leadership::TransferError;
 
 mod group;
 
 use group::{
     GROUP_UUID, Group, Way, closed_gate, create_topic, is_alone, is_paired, leader, log_options,
     run, send, within,
-use crate::replica::start::Ended;
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -284,6 +286,9 @@ async fn witness_whose_log_went_back_is_named_and_counts_no_more() {
     let leads = leader(&nodes).await;
     create_topic(&nodes[leads]).await;
     witness.until_has_all_of(&nodes[leads]).await;
+    let NodeAddress { name, address } = group.node(2).clone();
+    let stays = within("an answer", nodes[leads].replica.replace_witness(&name, &address)).await;
+    assert_eq!(stays.unwrap(), 3, "it is there already");
     witness.kill().await;
     let (home, old) = (group.dir.path().join("2"), group.dir.path().join("old"));
     copy_dir(&home, &old);
@@ -306,6 +311,9 @@ async fn witness_whose_log_went_back_is_named_and_counts_no_more() {
     send(&nodes[leads], 10).await;
     nodes[1 - leads].until_readable(6).await;
     assert_eq!(witness.log.last(), kept);
+    let gives_way =
+        within("an answer", nodes[leads].replica.replace_witness(&name, &address)).await;
+    assert!(matches!(gives_way, Err(ChangeError::NotAdopted { .. })), "{gives_way:?}");
     for node in nodes {
         node.kill().await;
     }
@@ -344,19 +352,6 @@ async fn leader_that_hears_nobody_counts_as_none_and_disturbs_nobody_when_it_is_
     witness.kill().await;
 }
 
-/// A member that takes a stream of appends, answers nothing, and tells when it ended.
-#[derive(Debug)]
-struct Sink {
-    identity: MemberIdentity,
-    begun: tokio::sync::mpsc::UnboundedSender<CancellationToken>,
-}
-
-#[tonic::async_trait]
-impl Member for Sink {
-    fn identity(&self) -> &MemberIdentity {
-        &self.identity
-    }
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leader_whose_successor_is_gone_begins_anew() {
     let group = Group::new(2, true).await;
@@ -380,6 +375,19 @@ async fn leader_whose_successor_is_gone_begins_anew() {
     }
     witness.kill().await;
 }
+
+/// A member that takes a stream of appends, answers nothing, and tells when it ended.
+#[derive(Debug)]
+struct Sink {
+    identity: MemberIdentity,
+    begun: tokio::sync::mpsc::UnboundedSender<CancellationToken>,
+}
+
+#[tonic::async_trait]
+impl Member for Sink {
+    fn identity(&self) -> &MemberIdentity {
+        &self.identity
+    }
 
     fn append(
         &self,
@@ -463,14 +471,6 @@ async fn what_waits_at_the_gate_ends_with_its_stream() {
     serving.cancel();
 }
 
-#[tokio::test]
-async fn callers_of_others_are_turned_away() {
-    let group = Group::new(1, false).await;
-    let node = group.start(0).await;
-    let channel = endpoint(&group.nodes[0].address).unwrap().connect().await.unwrap();
-    let mut client = client(channel);
-    let right = Caller {
-        cluster: "c".into(),
 /// Takes its time to adopt.
 #[derive(Debug, Default)]
 struct SlowHost {
@@ -522,6 +522,14 @@ async fn adoption_goes_on_where_its_caller_gives_up() {
     within("the adoption", host.adopted.notified()).await;
 }
 
+#[tokio::test]
+async fn callers_of_others_are_turned_away() {
+    let group = Group::new(1, false).await;
+    let node = group.start(0).await;
+    let channel = endpoint(&group.nodes[0].address).unwrap().connect().await.unwrap();
+    let mut client = client(channel);
+    let right = Caller {
+        cluster: "c".into(),
         broker_group: "a".into(),
         group_uuid: Some(GROUP_UUID),
         from: 2,

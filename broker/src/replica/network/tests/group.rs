@@ -47,17 +47,30 @@ pub(super) const GROUP_UUID: Uuid = Uuid::from_u128(7);
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) const SEGMENT_BYTES: u64 = 1 << 20;
 
-/// Adopts whatever it is told to.
+/// Takes what its group is founded with, and nothing else.
 #[derive(Debug)]
-pub(super) struct AnyHost;
+pub(super) struct FoundingHost {
+    node: String,
+    node_id: u64,
+}
 
 #[tonic::async_trait]
-impl Host for AnyHost {
+impl Host for FoundingHost {
     async fn probe(&self, _: &str) -> Result<proto::ProbeResponse, Status> {
-        Err(Status::unimplemented("not asked here"))
+        Ok(proto::ProbeResponse {
+            cluster: "c".into(),
+            broker_group: "a".into(),
+            node: self.node.clone(),
+            group_uuid: GROUP_UUID.to_string(),
+            node_id: self.node_id,
+            ..proto::ProbeResponse::default()
+        })
     }
 
-    async fn adopt(&self, _: proto::AdoptRequest) -> Result<proto::AdoptResponse, Status> {
+    async fn adopt(&self, asked: proto::AdoptRequest) -> Result<proto::AdoptResponse, Status> {
+        if !asked.member_ids.is_empty() {
+            return Err(Status::failed_precondition("this is another member already"));
+        }
         Ok(proto::AdoptResponse { directory_uuid: Uuid::nil().to_string() })
     }
 }
@@ -204,7 +217,9 @@ impl Group {
     pub(super) async fn serve(&self, number: usize, member: Arc<dyn Member>) -> CancellationToken {
         let listener_address = &self.node(number).address;
         let bound = TcpListener::bind(listener_address).await.unwrap();
-        let service = PeerService::new("c".into(), Arc::new(AnyHost));
+        let node = self.node(number).name.clone();
+        let host = FoundingHost { node, node_id: number as u64 + 1 };
+        let service = PeerService::new("c".into(), Arc::new(host));
         service.join(member);
         let stop = CancellationToken::new();
         let incoming = TcpIncoming::from(bound).with_nodelay(Some(true));
