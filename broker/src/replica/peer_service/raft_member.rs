@@ -154,7 +154,7 @@ struct Fed {
 /// In their order.
 type Unanswered = Arc<Mutex<VecDeque<Fed>>>;
 
-/// A witness that lost entries answers no appends any more.
+/// A witness that lost entries takes none any more.
 fn lost(doubt: &Doubt, role: Role) -> Result<(), Status> {
     match doubt.reason() {
         Some(reason) if role == Role::Witness => Err(Status::data_loss(reason)),
@@ -282,6 +282,7 @@ impl<SM: RaftStateMachine<TypeConfig, SnapshotData = Manifest>> Member for RaftM
         if self.parts.role != Role::Witness {
             return self.seeding()?.seed(request).await;
         }
+        lost(&self.parts.doubt, self.parts.role)?;
         let (vote, meta) = wire::seed_from_wire(&request).map_err(invalid)?;
         let snapshot = Snapshot { meta, snapshot: Manifest };
         let installed = self.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?;

@@ -293,6 +293,8 @@ async fn witness_that_lost_what_it_answered_stays_out_until_it_is_replaced() {
     assert_eq!(lost.code(), Code::DataLoss, "{lost}");
     let refused = bench.vote(group_uuid(), 5, 1).await.unwrap_err();
     assert!(refused.message().contains("replace-witness"), "{refused}");
+    let seeded = bench.client.clone().seed(called(Some(group_uuid()), seed())).await;
+    assert_eq!(seeded.unwrap_err().code(), Code::DataLoss);
 
     let bench = bench.restart().await;
     assert_eq!(bench.host.groups(), []);
