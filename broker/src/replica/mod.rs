@@ -10,6 +10,7 @@ use drumlin_proto::ids::{QueueKey, QueueOffset, TopicId};
 use drumlin_proto::record::Run;
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
+use openraft::errors::RaftError;
 use parking_lot::{Mutex, RwLockReadGuard};
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{Notify, watch};
@@ -338,10 +339,12 @@ impl Replica {
         let read = self.shared.raft.ensure_linearizable(ReadPolicy::LeaseRead).await;
         let upto = match read {
             Ok(read) => entry_id(read.log_id()).index,
-            Err(error) => match error.forward_to_leader() {
-                Some(to) => return Err(ProposeError::NotLeader { leader: to.leader_id }),
-                None => return Err(ProposeError::Stopped(error.to_string())),
-            },
+            Err(RaftError::Fatal(fatal)) => return Err(ProposeError::Stopped(fatal.to_string())),
+            // Or no quorum has answered for a moment, so that another one may lead.
+            Err(error) => {
+                let leader = error.forward_to_leader().and_then(|to| to.leader_id);
+                return Err(ProposeError::NotLeader { leader });
+            }
         };
         let mut readable = self.readable_end();
         match readable.wait_for(|end| end.index > upto).await {
