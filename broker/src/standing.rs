@@ -67,6 +67,14 @@ pub struct Standing {
     pub is_equal: Option<bool>,
 }
 
+impl Standing {
+    /// A witness that lost entries which it had answered, and perhaps votes: it counts no more.
+    pub fn is_lost_witness(&self) -> bool {
+        let says_so = self.said.as_ref().is_some_and(|said| said.fenced);
+        self.node.role == Role::Witness && (self.gone == Some(Gone::Lost) || says_so)
+    }
+}
+
 /// The whole group.
 #[derive(Clone, Debug)]
 pub struct GroupStanding {
@@ -270,6 +278,11 @@ fn member_problem(facts: &Facts, member: &Standing) -> Option<String> {
     if member.is_equal == Some(false) {
         return Some(format!("has another state than {}: run `drumlin log diff`", facts.own.node));
     }
+    if member.is_lost_witness() {
+        let text = "lost entries that it had answered and counts no more: replace it, `drumlin \
+            cluster replace-witness`";
+        return Some(text.into());
+    }
     if !member.is_reachable {
         return Some("does not answer".into());
     }
@@ -281,17 +294,12 @@ fn member_problem(facts: &Facts, member: &Standing) -> Option<String> {
     match member.gone {
         _ if said.fenced => {
             return Some(
-                "may have lost acknowledged entries with its power: it neither votes nor leads \
-                 until a leader has given them to it"
+                "may have lost acknowledged entries: it neither votes nor leads until a leader has \
+                 given them to it"
                     .into(),
             );
         }
         _ if said.disk_full => return Some("has a full disk".into()),
-        Some(Gone::Lost) if member.node.role == Role::Witness => {
-            let text = "lost entries that it had answered and counts no more: replace it, \
-                `drumlin cluster replace-witness`";
-            return Some(text.into());
-        }
         Some(Gone::Lost) => {
             return Some("lost entries that it had answered and is brought in line again".into());
         }
@@ -397,6 +405,23 @@ mod tests {
         assert_eq!(problems, ["log.flush is async on a-1 and sync on a-0: set it alike"]);
         facts.own.defers_syncs = true;
         assert!(judge(&facts, now).problems.is_empty(), "the witness has no such setting");
+    }
+
+    #[test]
+    fn lost_witness_is_to_be_replaced_whoever_says_so() {
+        let now = Instant::now();
+        let mut facts = facts(now);
+        let problem = |facts: &Facts| {
+            let problems = judge(facts, now).problems;
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            problems.concat()
+        };
+        facts.peers.get_mut(&3).expect("there").state.fenced = true;
+        assert!(problem(&facts).contains("replace-witness"), "it says so itself");
+        facts.peers.remove(&3);
+        assert_eq!(problem(&facts), "the witness at ns-0 does not answer");
+        facts.gate.gone = BTreeMap::from([(3, Gone::Lost)]);
+        assert!(problem(&facts).contains("replace-witness"), "the leader has found out");
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub struct MemberReading {
     pub node: String,
     pub is_witness: bool,
     pub is_reachable: bool,
+    /// A witness that lost entries which it had answered.
+    pub is_lost: bool,
     /// Behind the leader; `None` if this node does not lead.
     pub lag_entries: Option<u64>,
     pub lag_bytes: Option<u64>,
@@ -67,6 +69,8 @@ pub struct Reading {
     pub leads: bool,
     /// Of a group of two data nodes: both have what is acknowledged.
     pub paired: Option<bool>,
+    /// This node may lack entries that it had answered.
+    pub fenced: bool,
     pub members: Vec<MemberReading>,
     /// This node among them.
     pub seeds: Vec<SeedReading>,
@@ -130,8 +134,10 @@ pub(super) struct Gauges {
     term: Number,
     leader: Number,
     paired: Numbers<Plain>,
+    fenced: Number,
     member_up: Numbers<Member>,
     witness_up: Numbers<Member>,
+    witness_lost: Numbers<Member>,
     lag_entries: Numbers<Member>,
     lag_bytes: Numbers<Member>,
     lag_seconds: Family<Member, Gauge<f64, AtomicU64>>,
@@ -195,8 +201,18 @@ impl Gauges {
             "1 paired, 0 alone: acknowledged messages have one copy",
             self.paired.clone(),
         );
+        r.register(
+            "drumlin_replica_fenced",
+            "1 while this node may lack what it had answered: it neither votes nor leads",
+            self.fenced.clone(),
+        );
         r.register("drumlin_replica_up", "1 if it answers this node", self.member_up.clone());
         r.register("drumlin_witness_up", "1 if it answers this node", self.witness_up.clone());
+        r.register(
+            "drumlin_witness_lost",
+            "1 once it lacks what it had answered: it is to be replaced",
+            self.witness_lost.clone(),
+        );
         let behind = "Behind the leader, of this leader's members";
         r.register("drumlin_replica_lag_entries", behind, self.lag_entries.clone());
         r.register("drumlin_replica_lag_bytes", behind, self.lag_bytes.clone());
@@ -241,6 +257,7 @@ impl Gauges {
         }
         self.term.set(reading.term);
         self.leader.set(u64::from(reading.leads));
+        self.fenced.set(u64::from(reading.fenced));
         self.disk_total.set(reading.disk_total_bytes);
         self.disk_free.set(reading.disk_free_bytes);
         self.disk_state.set(match reading.disk_level {
@@ -256,6 +273,7 @@ impl Gauges {
     fn set_members(&self, reading: &Reading) {
         self.paired.clear();
         self.witness_up.clear();
+        self.witness_lost.clear();
         for family in
             [&self.member_up, &self.lag_entries, &self.lag_bytes, &self.seed_done, &self.seed_all]
         {
@@ -274,9 +292,11 @@ impl Gauges {
         for member in &reading.members {
             let label = Member { member: member.node.clone() };
             let up = u64::from(member.is_reachable);
-            match member.is_witness {
-                true => drop(self.witness_up.get_or_create(&label).set(up)),
-                false => drop(self.member_up.get_or_create(&label).set(up)),
+            if member.is_witness {
+                self.witness_up.get_or_create(&label).set(up);
+                self.witness_lost.get_or_create(&label).set(u64::from(member.is_lost));
+            } else {
+                self.member_up.get_or_create(&label).set(up);
             }
             for (family, lag) in
                 [(&self.lag_entries, member.lag_entries), (&self.lag_bytes, member.lag_bytes)]

@@ -135,7 +135,7 @@ impl Replica {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             wall_ms: wall_ms(),
             defers_syncs: self.shared.log.defers_syncs(),
-            fenced: self.shared.fence.is_closed(),
+            fenced: self.shared.fence.is_closed() || self.shared.doubt.reason().is_some(),
             seed_done_bytes: seed.map_or(0, |seed| seed.done_bytes),
             seed_all_bytes: seed.map_or(0, |seed| seed.all_bytes),
             yields: own.yields.load(Ordering::Relaxed),

@@ -76,12 +76,16 @@ impl Shared {
             self.caught_up.store(true, Ordering::Relaxed);
         }
         let (done, all) = (group.own.seed_done_bytes, group.own.seed_all_bytes);
+        let standing = standing::judge(&group, Instant::now());
+        let lost_witness = standing.members.iter().find(|member| member.is_lost_witness());
         Facts {
             status: *self.replica.raft_status().borrow(),
             registered: *self.registered.borrow(),
             stopping: self.stopping.is_cancelled(),
             runs_refused: self.replica.runs_refused(),
-            alone: standing::judge(&group, Instant::now()).copies == Copies::Alone,
+            alone: standing.copies == Copies::Alone,
+            fenced: group.own.fenced,
+            lost_witness: lost_witness.map(|member| member.node.name.clone()),
             caught_up: self.caught_up.load(Ordering::Relaxed),
             to_apply,
             seeding: (all > 0).then_some((done, all)),
@@ -187,6 +191,10 @@ struct Facts {
     runs_refused: Option<String>,
     /// What is acknowledged has one copy instead of two.
     alone: bool,
+    /// This node may lack entries that it had answered.
+    fenced: bool,
+    /// Where the witness is that lost entries which it had answered.
+    lost_witness: Option<String>,
     /// Once since the start.
     caught_up: bool,
     /// Entries that the leader has committed and this node has not applied; `None`: not known.
@@ -219,6 +227,19 @@ fn readiness(facts: &Facts) -> (bool, Vec<String>) {
     }
     if facts.alone {
         reasons.push("alone: acknowledged messages have one copy".to_owned());
+    }
+    if facts.fenced {
+        reasons.push(
+            "fenced: acknowledged entries may be missing here; neither votes nor leads until a \
+             leader has given them"
+                .to_owned(),
+        );
+    }
+    if let Some(name) = &facts.lost_witness {
+        reasons.push(format!(
+            "the witness at {name} lost entries and counts no more: replace it, `drumlin cluster \
+             replace-witness`"
+        ));
     }
     if let Some(reason) = &facts.runs_refused {
         reasons.push(format!("refusing writes: {reason}"));
@@ -325,6 +346,15 @@ mod tests {
         let (ready, lines) = readiness(&Facts { alone: true, ..serving() });
         assert!(ready);
         assert_eq!(lines[1], "alone: acknowledged messages have one copy");
+    }
+
+    #[test]
+    fn what_went_back_is_said_but_stays_ready() {
+        let lost_witness = Some("ns-0".to_owned());
+        let (ready, lines) = readiness(&Facts { fenced: true, lost_witness, ..serving() });
+        assert!(ready, "a restart would not help");
+        assert!(lines[1].starts_with("fenced: acknowledged entries may be missing"), "{lines:?}");
+        assert!(lines[2].starts_with("the witness at ns-0 lost entries"), "{lines:?}");
     }
 
     #[test]

@@ -378,6 +378,7 @@ impl Host for Witnesses {
 /// What a witness says of itself.
 fn state_of(voter: &Voter) -> StateProvider {
     let (raft, log) = (voter.raft().clone(), voter.log().clone());
+    let doubt = Arc::clone(voter.doubt());
     let (node, node_id) = (voter.identity().node.clone(), voter.identity().node_id);
     Arc::new(move || {
         let metrics = raft.metrics().borrow_watched().clone();
@@ -398,6 +399,7 @@ fn state_of(voter: &Voter) -> StateProvider {
             disk_full: *log.disk_full().borrow(),
             release: env!("CARGO_PKG_VERSION").to_owned(),
             wall_ms: wall_ms(),
+            fenced: doubt.reason().is_some(),
             ..proto::StateResponse::default()
         }
     })

@@ -56,6 +56,7 @@ pub(super) fn read(
             Copies::Alone => Some(false),
             Copies::Single | Copies::Majority => None,
         },
+        fenced: is_fenced(group, replica.identity().node_id),
         members: members(group, replica.identity().node_id),
         seeds: seeds(group),
         storage_bytes: log.end().get().saturating_sub(trimmed.position.get()),
@@ -78,12 +79,18 @@ pub(super) fn read(
     reading
 }
 
+fn is_fenced(group: &GroupStanding, me: u64) -> bool {
+    let own = group.members.iter().find(|member| member.id == me);
+    own.and_then(|own| own.said.as_ref()).is_some_and(|said| said.fenced)
+}
+
 fn members(group: &GroupStanding, me: u64) -> Vec<MemberReading> {
     let others = group.members.iter().filter(|member| member.id != me);
     let member = |member: &Standing| MemberReading {
         node: member.node.name.clone(),
         is_witness: member.node.role == Role::Witness,
         is_reachable: member.is_reachable,
+        is_lost: member.is_lost_witness(),
         lag_entries: member.lag_entries,
         lag_bytes: member.lag_bytes,
         lag_ms: member.lag_ms,
