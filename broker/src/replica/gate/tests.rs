@@ -461,9 +461,10 @@ proptest! {
                 Fact::Match(count) => {
                     told.matched_count = told.len().min(told.matched_count + count);
                     let end = index(told.matched_count);
-                    let is_back = gate.peer_matched(P, term, gate.losses(P), end, now);
+                    let matched = gate.peer_matched(P, term, gate.losses(P), end, now);
                     let has_all = told.matched_count >= told.lost_count;
-                    prop_assert_eq!(is_back, told.lost_count > 0 && has_all);
+                    let is_back = told.lost_count > 0 && has_all;
+                    prop_assert_eq!(matched, if is_back { Matched::Back } else { Matched::Usual });
                     if has_all {
                         told.lost_count = 0;
                     }
@@ -473,7 +474,8 @@ proptest! {
                     let before = gate.losses(P);
                     let found = gate.peer_conflict(P, term, before, EntryIndex::ZERO, now);
                     prop_assert_eq!(found, Conflict::Lost);
-                    gate.peer_matched(P, term, before, index(told.len()), now);
+                    let late = gate.peer_matched(P, term, before, index(told.len()), now);
+                    prop_assert_eq!(late, Matched::Stale);
                     prop_assert_eq!(gate.matched_end(), EntryIndex::ZERO);
                     told.lost_count = told.lost_count.max(told.matched_count);
                     told.matched_count = 0;
