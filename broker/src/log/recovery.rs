@@ -103,8 +103,8 @@ pub(super) fn recover(
     finish(opened, last, report, vote, vote_slots, local, local_slots, options)
 }
 
-/// What was settled and not synced may be gone with a sync that fails here, and the next start would
-/// take the rest for all of it.
+/// What was settled and not synced may be gone with a sync that fails here, and the next start
+/// would take the rest for all of it.
 fn fence_unsynced(before: Local, local_slots: &mut Slots) -> io::Result<()> {
     if !before.deferred || before.clean {
         return Ok(());

@@ -2,10 +2,10 @@
 //! whole directory went back to an older copy; but the leader remembers what was answered in its
 //! term, and says so with its heartbeats.
 //!
-//! A data node votes and campaigns again once its log reaches as far as it had, or has taken an entry
-//! of a later leader, whose log has all that was committed before; after a restart it is told again,
-//! for as long as that leader lives. A witness does not: what it forgot may be a vote, so it must be
-//! replaced.
+//! A data node votes and campaigns again once its log reaches as far as it had, or has taken an
+//! entry of a later leader, whose log has all that was committed before; after a restart it is told
+//! again, for as long as that leader lives. A witness does not: what it forgot may be a vote, so it
+//! must be replaced.
 
 use tokio::sync::watch;
 
@@ -67,9 +67,9 @@ impl Doubt {
         }
     }
 
-    /// A leader's request was taken. Once its log reaches into a later term, a data node owes nothing
-    /// to the leader before; that this one is there is not enough: it may go before it has given
-    /// anything.
+    /// A leader's request was taken. Once its log reaches into a later term, a data node owes
+    /// nothing to the leader before; that this one is there is not enough: it may go before it has
+    /// given anything.
     pub(crate) fn taken(&self) {
         if self.role == Role::Witness || self.owed.borrow().is_none() {
             return;
